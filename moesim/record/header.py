@@ -72,12 +72,14 @@ def describe(
 
 
 def loaded_config(model: Any, layers: Sequence[MoeLayer]) -> dict[str, Any]:
-    """Return the model's configuration with the precision of the weights as loaded."""
+    """Return the model's configuration with the precision of the experts as loaded.
+
+    Experts that are plain floats are not quantised, whatever the configuration says: many methods
+    leave stacked experts as they are, and others are undone at loading.
+    """
     config = model_config(model)
     loaded = experts_dtype(layers[0])
-    if loaded is None or "quantization_config" in config:
-        return config
-    return _with_dtype(config, loaded)
+    return config if loaded is None else _with_dtype(config, loaded)
 
 
 def stated_top_k(model: Any) -> int | None:
@@ -159,7 +161,7 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
             if key == "text_config" and isinstance(value, dict)
             else value
             for key, value in config.items()
-            if key != "torch_dtype"  # the older name of the same entry
+            if key not in ("torch_dtype", "quantization_config")  # the older name, and what is not
         },
         "dtype": dtype,
     }

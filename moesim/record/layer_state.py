@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moesim.errors import UsageError
-from moesim.record.calls import Routing, real
+from moesim.record.calls import Routing, called_with, parameters, real
 from moesim.record.routers import MoeLayer
 from moesim.record.scores import Scores, find_scores, outputs
 
@@ -42,6 +44,30 @@ class GateCall(NamedTuple):
         return [*self.args, *self.kwargs.values()][1:]
 
 
+class _ExpertsReachedError(Exception):
+    """Ends a block where it calls its experts."""
+
+    def __init__(self, routing: Routing) -> None:
+        super().__init__()
+        self.routing = routing
+
+
+@contextmanager
+def _without_hooks(block: nn.Module) -> Iterator[None]:
+    """Set the hooks of a block's modules aside: a call that asks must reach none of them."""
+    names = ("_forward_hooks", "_forward_pre_hooks")
+    kept = [(module, {name: getattr(module, name) for name in names}) for module in block.modules()]
+    for module, hooks in kept:
+        for name in hooks:
+            setattr(module, name, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, hooks in kept:
+            for name, own in hooks.items():
+                setattr(module, name, own)
+
+
 class LayerState:
     """A layer while it is recorded. `call` is its gate's call in the current pass."""
 
@@ -54,6 +80,7 @@ class LayerState:
         # Whether the gate has classes beyond the experts; None: not known before it runs.
         self.further: bool | None = False if layer.router is None else None
         self._predictable = False
+        self._by_block = False  # predicted by the whole block, up to its experts
 
     def decided(self, ids: Tensor, weights: Tensor) -> Routing:
         """Return what the experts were called with, without places that chose no expert."""
@@ -97,6 +124,8 @@ class LayerState:
         """
         self._check(called)
         assert self.call is not None
+        if self._by_block:
+            return self._chosen_by_block(hidden).ids
         self._check_others(self.call, ahead, previous)
         args, kwargs = self.call.about(hidden)
         layer: Any = self.layer
@@ -116,12 +145,51 @@ class LayerState:
                 f"{type(layer.router).__name__} at {layer.name} did not run before its experts; "
                 "record with a prediction depth of 0"
             )
-        if not torch.equal(layer.read_gate(self.call.output).ids.to(called.ids), called.ids):
+        try:
+            self._compare(layer.read_gate(self.call.output), called)
+        except UsageError:
+            if not self._block_takes_states():
+                raise
+            # The block chooses from what its gate returns, so it is asked as a whole.
+            self._compare(self._chosen_by_block(self.call.hidden), called)
+            self._by_block = True
+        self._predictable = True
+
+    def _compare(self, made: Routing, called: Routing) -> None:
+        layer = self.layer
+        ids = real(called, layer.num_experts, further=bool(self.further)).ids
+        chosen = real(made, layer.num_experts, further=bool(self.further)).ids
+        if not torch.equal(chosen.to(ids), ids):
             raise UsageError(
                 f"{type(layer.router).__name__} at {layer.name} returns other ids than its experts "
                 "are called with; record with a prediction depth of 0"
             )
-        self._predictable = True
+
+    def _block_takes_states(self) -> bool:
+        needed = [p for p in parameters(self.layer.block) if p.default is p.empty]
+        return self.layer.experts is not None and len(needed) == 1
+
+    def _chosen_by_block(self, hidden: Tensor) -> Routing:
+        """Return what the block would call its experts with, without running them."""
+        layer: Any = self.layer
+
+        def stop(experts: Any, args: Any, kwargs: Any) -> None:
+            if layer.adapter is None:
+                raise _ExpertsReachedError(called_with(experts, args, kwargs))
+            raise _ExpertsReachedError(layer.adapter.routing(*args, **kwargs))
+
+        with _without_hooks(layer.block):
+            handle = layer.experts.register_forward_pre_hook(stop, with_kwargs=True)
+            try:
+                layer.block.forward(hidden.reshape(1, -1, hidden.shape[-1]))
+            except _ExpertsReachedError as reached:
+                return real(reached.routing, layer.num_experts, further=bool(self.further))
+            finally:
+                handle.remove()
+        raise UsageError(
+            f"{type(layer.block).__name__} at {layer.name} did not call its experts; record with a "
+            "prediction depth of 0"
+        )
 
     def _check_others(self, call: GateCall, ahead: int, previous: LayerState) -> None:
         """Raise `UsageError` for an argument that depends on states between the two layers."""

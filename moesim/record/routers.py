@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class MoeLayer:
         if reads is not None:
             return Routing(*reads(output))
         block_chooses: Any = getattr(self.block, "route_tokens_to_experts", None)
-        if block_chooses is not None:
+        if block_chooses is not None and len(signature(block_chooses).parameters) == 1:
             weights, ids = block_chooses(output)
             return Routing(ids, weights)
         if isinstance(output, tuple) and len(output) >= 3:

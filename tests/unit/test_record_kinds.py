@@ -335,6 +335,15 @@ def test_a_run_moves_experts_of_the_precision_that_was_loaded(dtype: str, tmp_pa
     assert result["demand_bytes"] == each * result["misses"]
 
 
+def test_experts_that_a_quantisation_left_alone_are_not_called_quantised(tmp_path: Path) -> None:
+    model = tiny_family("mixtral")
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config = record(model, None, ASKED[:1], tmp_path / "t", max_new_tokens=2).meta.model_config
+    assert config is not None
+    assert shape_from_config(config).expert_bytes == 3 * 32 * 48 * 4
+    assert "quantization_config" not in config
+
+
 @pytest.mark.parametrize(
     ("kind", "shared"),
     [
@@ -440,3 +449,33 @@ def test_an_adapter_that_reads_no_ids_says_so(tmp_path: Path) -> None:
             record(model, None, asked, tmp_path / "t", adapter=adapter)
     with pytest.raises(UsageError, match="none of its modules is a Absent"):
         record(model, None, asked, tmp_path / "t", adapter=Adapter("Absent", lambda x: (x, x)))
+
+
+class ChoosingBlock(nn.Module):
+    """A block that chooses from what its gate scores, so that the gate returns no ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 4)
+        self.experts = ToyExperts()
+
+    def forward(self, hidden: Any) -> Any:
+        flat = hidden.reshape(-1, 4)
+        weights, ids = self.gate(flat).softmax(-1).topk(2, dim=-1)
+        return self.experts(flat, ids, weights).reshape(hidden.shape)
+
+
+def test_a_block_that_chooses_by_itself_predicts_as_a_whole() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(ChoosingBlock(), ChoosingBlock()).eval()
+    hidden = torch.randn(2, 5, 4)
+    with Recorder(model, prediction_depth=1) as recorder, torch.no_grad():
+        want = model(hidden)
+        recording = recorder.take()
+    assert recording.predictions is not None
+    second: Any = model[1]
+    with torch.no_grad():
+        predicted = second.gate(hidden).topk(2, dim=-1).indices.numpy()
+        np.testing.assert_array_equal(recording.predictions[:, :, 0, 0], predicted)
+        assert torch.equal(model(hidden), want)
+    assert not second.experts._forward_pre_hooks
