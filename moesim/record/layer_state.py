@@ -82,23 +82,27 @@ class LayerState:
         self._predictable = False
         self._by_block = False  # predicted by the whole block, up to its experts
 
-    def decided(self, ids: Tensor, weights: Tensor) -> Routing:
-        """Return what the experts were called with, without places that chose no expert."""
+    def look(self) -> None:
+        """Learn from the gate's call what later calls need."""
         if self.further is None:
             self.further = self.call is not None and self._has_further(self.call.output)
         if self.call is not None:
             self.handed = outputs(self.call.output)
-        return real(Routing(ids, weights), self.layer.num_experts, further=self.further)
+
+    def real(self, called: Routing) -> Routing:
+        """Return a decision with -1 in the places that chose no expert."""
+        return real(called, self.layer.num_experts, further=bool(self.further))
 
     def _has_further(self, output: Any) -> bool:
         """Return whether the gate scores more classes than there are experts."""
         scores = outputs(output)[0]
         return isinstance(scores, Tensor) and scores.shape[-1] > self.layer.num_experts
 
-    def logits(self, routing: Routing) -> Tensor:
+    def logits(self, called: Routing) -> Tensor:
         """Return the scores' source `[T, E]`. Raise `UsageError` if it cannot be told."""
         layer, call = self.layer, self.call
         if self.scores is None and call is not None:
+            routing = self.real(called)
             self.scores = find_scores(
                 layer.router, call.args, call.kwargs, call.output, routing, layer.num_experts
             )
@@ -126,11 +130,12 @@ class LayerState:
         assert self.call is not None
         if self._by_block:
             return self._chosen_by_block(hidden).ids
+        # Places without an expert are marked at the end of the pass, unless only weights tell them.
         self._check_others(self.call, ahead, previous)
         args, kwargs = self.call.about(hidden)
         layer: Any = self.layer
         made = self.layer.read_gate(layer.router.forward(*args, **kwargs))
-        return real(made, layer.num_experts, further=bool(self.further)).ids
+        return self.real(made).ids if self.further else made.ids
 
     def _check(self, called: Routing) -> None:
         """Raise `UsageError` if the gate's output does not show what the experts are called with.
@@ -156,9 +161,7 @@ class LayerState:
         self._predictable = True
 
     def _compare(self, made: Routing, called: Routing) -> None:
-        layer = self.layer
-        ids = real(called, layer.num_experts, further=bool(self.further)).ids
-        chosen = real(made, layer.num_experts, further=bool(self.further)).ids
+        layer, ids, chosen = self.layer, self.real(called).ids, self.real(made).ids
         if not torch.equal(chosen.to(ids), ids):
             raise UsageError(
                 f"{type(layer.router).__name__} at {layer.name} returns other ids than its experts "
@@ -183,7 +186,7 @@ class LayerState:
             try:
                 layer.block.forward(hidden.reshape(1, -1, hidden.shape[-1]))
             except _ExpertsReachedError as reached:
-                return real(reached.routing, layer.num_experts, further=bool(self.further))
+                return self.real(reached.routing)
             finally:
                 handle.remove()
         raise UsageError(

@@ -213,12 +213,13 @@ class Recorder:
             raise self._broken(
                 state, f"routed {len(called.ids)} tokens where {self._num_tokens} were fed"
             )
-        routing = state.decided(called.ids.detach(), called.weights.detach())
+        state.look()
+        routing = Routing(called.ids.detach(), called.weights.detach())
         if self.probabilities:
             routing = routing._replace(logits=state.logits(routing).detach())
         if not state.seen:
             state.seen = True
-            if repeats(routing.ids):
+            if repeats(state.real(routing).ids):
                 raise UsageError(
                     f"what {state.layer.watched} at {state.layer.name} is called with names an "
                     "expert twice for a token, so it is a mask or a count and no list of ids. Give "
@@ -276,10 +277,22 @@ class Recorder:
     def _gather(self, routing: list[Routing]) -> Recording:
         if len(widths := {r.ids.shape[1] for r in routing}) > 1:
             raise UsageError(f"layers choose {sorted(widths)} experts; a trace holds one top-k")
+        ids = self._array(torch.stack([r.ids for r in routing], dim=1).int())
+        weights = self._array(_stacked([r.weights for r in routing]).float())
+        predictions = self._gather_predictions(routing[0].ids) if self.prediction_depth else None
+        # Marked here for all layers at once: on a GPU every small operation of a layer takes time.
+        num_experts = self.layers[0].num_experts
+        idle = (ids < 0) | (ids >= num_experts)
+        further = np.array([bool(state.further) for state in self._routing])
+        if further.any():
+            idle |= further[:, None] & (weights == 0)
+        ids[idle], weights[idle] = -1, 0
+        if predictions is not None:
+            predictions[predictions >= num_experts] = -1
         return Recording(
-            self._array(torch.stack([r.ids for r in routing], dim=1).int()),
-            self._array(torch.stack([r.weights.float() for r in routing], dim=1)),
-            self._gather_predictions(routing[0].ids) if self.prediction_depth else None,
+            ids,
+            weights,
+            predictions,
             self._gather_probabilities(routing) if self.probabilities else None,
         )
 
@@ -303,6 +316,13 @@ class Recorder:
     def _array(self, stacked: Tensor) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = stacked.cpu().numpy()
         return array.reshape(*self._shape, *array.shape[1:])
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Return `[T, layers, k]`; layers may differ in the type of their weights."""
+    if len({part.dtype for part in parts}) > 1:
+        parts = [part.float() for part in parts]
+    return torch.stack(parts, dim=1)
 
 
 def _concatenate(forwards: list[Recording]) -> Recording:
