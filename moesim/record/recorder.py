@@ -79,7 +79,7 @@ class Recorder:
         self._states = [LayerState(layer) for layer in self.layers]
         self._running: list[LayerState] | None = None  # those that run, in order
         self._handles: list[RemovableHandle] = []
-        self._uncompiled = Uncompiled(self._model)
+        self._uncompiled = Uncompiled()
         self._shape = (0, 0)
         self._open = False  # whether a forward pass of the model runs
         self._routing: dict[LayerState, Routing] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from moesim.errors import UsageError
@@ -80,22 +81,17 @@ def unwrapped(model: Any) -> Any:
 
 
 class Uncompiled:
-    """Runs the modules of `model` uncompiled between `begin` and `end`."""
+    """Runs all compiled code as it was written, between `begin` and `end`."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._compiled: list[tuple[Any, Any]] = []
+    def __init__(self) -> None:
+        self._stance: Any = None
 
     def begin(self) -> None:
-        """Set compiled calls aside."""
-        for module in self._model.modules():
-            compiled = getattr(module, "_compiled_call_impl", None)
-            if compiled is not None:
-                self._compiled.append((module, compiled))
-                module._compiled_call_impl = None
+        """Set compiled code aside."""
+        self._stance = torch.compiler.set_stance("force_eager")
 
     def end(self) -> None:
-        """Restore the compiled calls."""
-        for module, compiled in self._compiled:
-            module._compiled_call_impl = compiled
-        self._compiled = []
+        """Restore it; nothing happens if it was not set aside."""
+        stance, self._stance = self._stance, None
+        if stance is not None:
+            stance.__exit__(None, None, None)

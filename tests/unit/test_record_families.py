@@ -27,13 +27,18 @@ from moe_families import (  # noqa: E402
 )
 from paths import ROOT  # noqa: E402
 
+import moesim  # noqa: E402
 from moesim.errors import UsageError  # noqa: E402
+from moesim.model.hf_config import shape_from_config  # noqa: E402
 from moesim.record import Prompt, Recorder, record  # noqa: E402
 from moesim.trace import validate_trace  # noqa: E402
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 SAMPLE = ("mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "zaya", "longcat_flash", "lfm2_moe")
 """Families whose experts have each kind of weights and interface, for what takes longer."""
+
+SIZED = ("dbrx", "ernie4_5_moe", "gemma4_text", "hunyuan_v1_moe", "llama4_text", "nemotron_h")
+"""Families with spellings of their own, and others in slow tests."""
 
 ALONE = ("deepseek_v4", "qwen3_next", "granitemoehybrid", "lfm2_moe", "zaya", "hy_v4")
 """Families in which tokens meet outside of usual attention, so that padding might be felt."""
@@ -150,6 +155,31 @@ def test_a_padded_batch_gives_each_request_what_it_gets_alone(kind: str, tmp_pat
     together = record(model, None, prompts, tmp_path / "a", max_new_tokens=4, batch_size=3)
     alone = record(model, None, prompts, tmp_path / "b", max_new_tokens=4, batch_size=1)
     np.testing.assert_array_equal(together.expert_ids[:], alone.expert_ids[:])
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in SIZED else pytest.param(k, marks=pytest.mark.slow) for k in FAMILIES]
+)
+def test_a_trace_is_run_with_its_own_sizes_or_a_shape_is_asked_for(
+    kind: str, tmp_path: Path
+) -> None:
+    prompts = [Prompt(tokens=tokens) for tokens in PROMPTS]
+    trace = record(tiny_family(kind), None, prompts, tmp_path / "t", max_new_tokens=3)
+    meta = trace.meta
+    scenario = {"trace": str(trace.path), "hardware": "rtx-4090", "bounds": False}
+    scenario |= {"cache": {"policy": "lru", "slots": "4/layer"}}
+    try:
+        shape = shape_from_config(meta.model_config or {})
+    except UsageError:
+        assert kind not in SIZED
+        with pytest.raises(UsageError, match="model"):
+            moesim.run(scenario)
+        return
+    assert (shape.num_experts, shape.top_k) == (meta.num_experts, meta.top_k)
+    assert shape.moe_layers == meta.layer_map
+    biases = (2 * 48 + 32) * 4 if kind == "gpt_oss" else 0  # which no shape has
+    assert shape.expert_bytes + biases == meta.expert_bytes
+    assert moesim.run(scenario).summary["misses"] > 0
 
 
 @pytest.mark.parametrize("kind", REFUSED)
