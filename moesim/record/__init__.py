@@ -15,6 +15,7 @@ that this layer's gate saw. A prefetcher could have known these at that moment (
     recorder.py   the hooks
     wrappers.py   models inside of torch.compile, PEFT and the like
     plain_models.py  models of one's own without `generate`
+    tokens.py     the tokens of a prompt or a chat
     generation.py prompts in, trace out
     header.py     the trace's header: model and run
     loading.py    a model from the Hub or from a folder

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from moesim.errors import UsageError
-from moesim.record.generation import tokens_of
 from moesim.record.header import loaded_config, stated_top_k
 from moesim.record.prompts import Prompt
 from moesim.record.routers import MoeLayer, find_moe_layers
+from moesim.record.tokens import tokens_of
 from moesim.record.wrappers import check_generates
 
 __all__ = ["Plan", "plan_recording"]

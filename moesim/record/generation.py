@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +29,7 @@ from moesim.record.loading import load_model
 from moesim.record.plain_models import PlainModel
 from moesim.record.prompts import Prompt, read_prompts
 from moesim.record.recorder import Recorder, Recording
+from moesim.record.tokens import content_of, tokens_of
 from moesim.record.wrappers import check_generates, feels_padding, text_model, unwrapped
 from moesim.trace import Trace, TraceMeta, TraceWriter
 
@@ -215,59 +214,9 @@ def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, An
     placed = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
     if not placed:
         raise UsageError("no prompts were given")
-    content = "\0".join(map(_content, placed))
+    content = "\0".join(map(content_of, placed))
     source["sha256"] = hashlib.sha256(content.encode()).hexdigest()
     return source, placed
-
-
-def _content(prompt: Prompt) -> str:
-    if prompt.tokens is not None:
-        return str(prompt.tokens)
-    return prompt.text if prompt.messages is None else json.dumps(prompt.messages)
-
-
-def tokens_of(prompt: Prompt, tokenizer: Any) -> Sequence[int]:
-    """Return the tokens of a prompt, by the chat template of the tokenizer if it is a chat.
-
-    Raise `UsageError` with the prompt's place if there are none.
-    """
-    if prompt.tokens is not None:
-        tokens = prompt.tokens
-    elif tokenizer is None:
-        raise UsageError(f"{prompt.where}: a text needs a tokenizer, and the model has none")
-    elif prompt.messages is None:
-        tokens = tokenizer(prompt.text)["input_ids"]
-    else:
-        tokens = _chat_tokens(prompt, tokenizer)
-    if not tokens:
-        raise UsageError(f"{prompt.where}: the tokenizer makes no tokens of this prompt")
-    return array("q", tokens)  # a million tokens take 8 MB
-
-
-def _chat_tokens(prompt: Prompt, tokenizer: Any) -> Any:
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise UsageError(
-            f"{prompt.where}: messages need a tokenizer with a chat template, and this one has "
-            "none. Give the whole text as 'prompt'"
-        )
-    try:
-        from jinja2 import TemplateError
-    except ImportError as error:
-        raise UsageError(
-            f"{prompt.where}: messages need the package jinja2 (pip install jinja2)"
-        ) from error
-    try:
-        return tokenizer.apply_chat_template(
-            [dict(message) for message in prompt.messages or ()],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-    except (TemplateError, ValueError, TypeError) as error:  # templates refuse some orders of roles
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(
-            f"{prompt.where}: the chat template refuses these messages: {reason}"
-        ) from error
 
 
 def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:

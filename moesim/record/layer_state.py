@@ -96,7 +96,9 @@ class LayerState:
     def _has_further(self, output: Any) -> bool:
         """Return whether the gate scores more classes than there are experts."""
         scores = outputs(output)[0]
-        return isinstance(scores, Tensor) and scores.shape[-1] > self.layer.num_experts
+        if not isinstance(scores, Tensor) or scores.ndim < 2 or not scores.is_floating_point():
+            return False
+        return scores.shape[-1] > self.layer.num_experts
 
     def logits(self, called: Routing) -> Tensor:
         """Return the scores' source `[T, E]`. Raise `UsageError` if it cannot be told."""
