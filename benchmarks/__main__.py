@@ -43,6 +43,7 @@ SCRIPTS = (
     "startup",
     "real_time",
     "gates",
+    "recording",
 )
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 

@@ -24,8 +24,8 @@ def record(
     prompts: Annotated[
         Path,
         typer.Option(
-            help="A file of prompts: JSONL of {prompt, domain, max_new_tokens}, lines of PROMPT or "
-            "DOMAIN<TAB>PROMPT, or text with one prompt per paragraph."
+            help="A file of prompts: JSONL of {prompt or messages, domain, max_new_tokens}, lines "
+            "of PROMPT or DOMAIN<TAB>PROMPT, or text with one prompt per paragraph."
         ),
     ],
     out: Annotated[Path, typer.Option(help="The trace folder to write.")],
@@ -69,6 +69,10 @@ def record(
     ] = "auto",
     threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing trace.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be recorded, without loading the weights."),
+    ] = False,
 ) -> None:
     """Generate text with a real model and record its routing; needs the torch extra.
 
@@ -89,7 +93,23 @@ def record(
     start_torch("recording a model", threads)
     from moesim.record import load_model
     from moesim.record import record as record_model
+    from moesim.record.header import loaded_config
+    from moesim.record.routers import find_moe_layers
 
+    if dry_run:
+        from moesim.record.dry_run import plan_recording
+        from moesim.record.loading import load_empty
+
+        plan = plan_recording(
+            *load_empty(model, revision=revision),
+            requested,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+            prediction_depth=depth,
+            probabilities=probabilities,
+        )
+        typer.echo("\n".join(plan.lines()))
+        return
     command = spell(
         ["record"],
         {
@@ -114,6 +134,7 @@ def record(
         },
     )
     loaded, tokenizer = load_model(model, revision=revision, device=device, dtype=dtype)
+    _note_missing_shape(loaded_config(loaded, find_moe_layers(loaded)))
     with progress() as show:
         trace = record_model(
             loaded,
@@ -139,12 +160,14 @@ def record(
         f"{len(requests)} requests, {trace.num_rows} rows of {meta.num_layers} layers, "
         f"{meta.top_k} of {meta.num_experts} experts"
     )
-    _note_missing_shape(meta.model_config)
     typer.echo(str(out))
 
 
 def _note_missing_shape(config: dict[str, Any] | None) -> None:
-    """Say that a run of the trace will need a shape, if its own configuration gives none."""
+    """Say, before anything is recorded, that a run of the trace will need a shape.
+
+    It does if the model's own configuration gives none.
+    """
     from moesim.errors import UsageError
     from moesim.model.hf_config import shape_from_config
 

@@ -9,8 +9,8 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,10 @@ from moesim.executor.batch import Batch, positions_of
 from moesim.executor.expert_buffers import Early, Pool, StandIn
 from moesim.executor.layer_event import LayerEvent
 from moesim.executor.state_copies import staged
+from moesim.executor.supported_models import check_run_by_layers, top_k_of
 from moesim.executor.token_router import PackedRouter
 from moesim.hardware.ops import Dense, Experts, Front, Op, Tail
+from moesim.record.calls import parameters
 from moesim.record.routers import find_moe_layers
 
 __all__ = ["Executor"]
@@ -71,7 +73,7 @@ class Executor:
         prediction_depth: int = 0,
         seed: int = 0,
     ) -> None:
-        config = checked_config(model)
+        checked_config(model)
         self._model: Any = model.eval()
         there = next(p.device for p in model.parameters() if not p.is_meta)
         self._device = there if device is None else torch.device(device)
@@ -82,6 +84,7 @@ class Executor:
         self._prediction_depth = prediction_depth
         self.num_layers = len(moe)
         self.num_experts = moe[0].num_experts
+        check_run_by_layers(model, moe)
         self._templates: list[Any] = [layer.experts for layer in moe]
         self._pool = Pool(
             self._templates,
@@ -92,7 +95,7 @@ class Executor:
             pinned=pinned,
             seed=seed,
         )
-        self.top_k: int = config.num_experts_per_tok
+        self.top_k: int = top_k_of(model)
         self.host: Any = self._pool.host
         self.buffers: Any = self._pool.buffers
         self.expert_bytes = self._pool.expert_bytes
@@ -292,22 +295,37 @@ class Executor:
         token_ids = self._put(tokens)
         ends = np.cumsum([span.tokens for span in spans]) - 1
         kept = [int(end) for end, span in zip(ends, spans, strict=True) if span.samples]
-        output = self._model(
-            input_ids=token_ids[None],
-            position_ids=self._put(positions)[None],
-            use_cache=False,
-            logits_to_keep=self._put(kept),
-            **self._paths(),
-        )
+        with self._refusals():
+            output = self._model(
+                input_ids=token_ids[None],
+                position_ids=self._put(positions)[None],
+                use_cache=False,
+                logits_to_keep=self._put(kept),
+                **self._paths(),
+            )
         if self._kv.layers_attended != self.num_model_layers:
             raise UsageError(
                 f"only {self._kv.layers_attended} of {self.num_model_layers} layers of "
                 f"{type(self._model).__name__} call an attention function that can be replaced; "
                 "decoders must do so in all layers"
             )
-        self.logits = output.logits[0]
+        logits = output.logits[0]
+        # Some models take no notice of `logits_to_keep`.
+        self.logits = logits if len(logits) == len(kept) else logits[self._put(kept)]
         self._newest = self._sample(token_ids)
         return Tail, 0
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Raise `UsageError` where the model's own code does not run on packed sequences."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UsageError(
+                f"{type(self._model).__name__} cannot be run with its sequences packed into one "
+                f"row and its experts in buffers: {reason}"
+            ) from error
 
     def _paths(self) -> dict[str, Tensor]:
         """Return the arguments that give a decoupled model its router's earlier choices."""
@@ -385,7 +403,9 @@ class Executor:
         setattr(block, name, StandIn(partial(self._at_experts, number)))
         undo.callback(setattr, block, name, experts)
         shared = getattr(block, "shared_experts", None)
-        early = Early(shared) if isinstance(shared, nn.Module) else None
+        # Shared experts that take more than states, like weights of their own, stay as they are.
+        simple = isinstance(shared, nn.Module) and len(parameters(shared)) == 1
+        early = Early(shared) if isinstance(shared, nn.Module) and simple else None
         if early is not None:
             block.shared_experts = early
             undo.callback(setattr, block, "shared_experts", shared)

@@ -141,20 +141,27 @@ class StandIn(nn.Module):
 class Early(nn.Module):
     """Shared experts that are computed before the routed ones, even if the model does it after.
 
-    So they run while routed experts are being copied.
+    So they run while routed experts are being copied. A model that asks for them before its routed
+    experts gets them at once, and they are not computed again.
     """
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
         self._result: Tensor | None = None
+        self._given = False
 
     def compute(self, hidden_TH: Tensor) -> None:
-        self._result = self.inner(hidden_TH)
+        if not self._given:
+            self._result = self.inner(hidden_TH)
+        self._given = False
 
     def forward(self, hidden: Tensor) -> Tensor:
         result, self._result = self._result, None
-        assert result is not None
+        if result is None:
+            self._given = True
+            own: Tensor = self.inner(hidden)
+            return own
         return result.view_as(hidden)
 
 

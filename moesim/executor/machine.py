@@ -79,7 +79,7 @@ class RealMachine:
         self._news = threading.Condition(self._lock)
         self._awaited: Sequence[Work] = ()
         self._progress_s = time.monotonic()
-        self._failure: DeviceError | InvariantError | None = None
+        self._failure: DeviceError | InvariantError | UsageError | None = None
         self._origin_ns = 0
         self._lanes: dict[str, Lane] = {}
         self._rows: HostRows | None = None  # where experts are on disk
@@ -278,7 +278,7 @@ class RealMachine:
 
     def _failed(self, job: Job, error: BaseException) -> None:
         if self._failure is None:
-            if isinstance(error, InvariantError):
+            if isinstance(error, InvariantError | UsageError):  # the device is not to blame
                 self._failure = error
             else:
                 self._failure = DeviceError(self._device.name, job.what, error)

@@ -8,6 +8,7 @@ encoder-decoder records its decoder, whose prompt is the start token.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -22,10 +23,14 @@ import torch
 from moesim.errors import OutputError, TraceError, UsageError
 from moesim.files import as_path
 from moesim.progress import Counter
+from moesim.record.calls import Adapter
 from moesim.record.header import describe, is_normalised, training_record
 from moesim.record.loading import load_model
+from moesim.record.plain_models import PlainModel
 from moesim.record.prompts import Prompt, read_prompts
 from moesim.record.recorder import Recorder, Recording
+from moesim.record.tokens import content_of, tokens_of
+from moesim.record.wrappers import check_generates, feels_padding, text_model, unwrapped
 from moesim.trace import Trace, TraceMeta, TraceWriter
 
 
@@ -33,7 +38,7 @@ from moesim.trace import Trace, TraceMeta, TraceWriter
 class _Request:
     """A tokenized prompt. `limit` is the most tokens it may generate."""
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     limit: int
     domain: str | None
 
@@ -88,6 +93,7 @@ def record(
     provenance: dict[str, Any] | None = None,
     force: bool = False,
     progress: Counter | None = None,
+    adapter: Adapter | None = None,
 ) -> Trace:
     """Generate from `prompts` and write the routers' decisions as a trace folder at `out`.
 
@@ -97,8 +103,11 @@ def record(
     many following layers for each layer's hidden state. `probabilities` records the routers' full
     scores, as distributions. `temperature` 0 is greedy. Longer prompts are cut to
     `max_prompt_tokens`. With `ignore_end` no end token is ever drawn, and every request generates
-    its limit. `provenance` is added to the header's. torch's random generator, the model's mode and
-    its hooks are restored afterwards.
+    its limit. `provenance` is added to the header's. An `adapter` reads a model whose experts are
+    not those of transformers. With it, `model` may be any module from ids of tokens to logits,
+    which is recorded greedily, one request at a time. Of the model's own generation settings only
+    the special tokens count.
+    torch's random generator, the model's mode, its settings and its hooks are restored afterwards.
 
     Raise `UsageError` for a model or prompts that cannot be recorded. Raise `OutputError` if `out`
     exists (without `force`) or cannot be written. Raise `TraceError` if rows do not add up.
@@ -119,13 +128,15 @@ def record(
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)
         tokenizer = tokenizer or own_tokenizer
-    if not callable(getattr(model, "generate", None)):
-        raise UsageError(
-            f"{type(model).__name__} cannot generate: give a model with a language-model head, "
-            "like one of AutoModelForCausalLM"
-        )
+    model = text_model(model)
+    if adapter is not None and not callable(getattr(model, "generate", None)):
+        model, batch_size = PlainModel(model), 1
+    inner = unwrapped(model)
+    check_generates(inner)
     requests = [_tokenize(p, tokenizer, max_new_tokens, max_prompt_tokens) for p in checked]
-    recorder = Recorder(model, prediction_depth=prediction_depth, probabilities=probabilities)
+    recorder = Recorder(
+        model, prediction_depth=prediction_depth, probabilities=probabilities, adapter=adapter
+    )
     story = {
         **(provenance or {}),
         "source": "recorded from a running model",
@@ -133,16 +144,15 @@ def record(
         "generation": {**limits, **sampling.described()},
     }
     with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(_seeded(model.device, seed))
+        stack.enter_context(evaluating(inner))
+        stack.enter_context(_seeded(inner.device, seed))
         writer: TraceWriter | None = None
-        for start in range(0, len(requests), batch_size):
-            batch = requests[start : start + batch_size]
+        for start, batch in _batches(requests, batch_size, equal=feels_padding(inner)):
             if progress is not None:
                 progress(start, len(requests))
             rows = _record_batch(recorder, model, batch, sampling, start)
             if writer is None:  # top-k and normalisation are known only after the first batch
-                meta = _header(recorder, model, rows, story)
+                meta = _header(recorder, inner, rows, story)
                 writer = stack.enter_context(TraceWriter(out, meta, force=force))
             for request in rows:
                 writer.add_request(
@@ -157,6 +167,21 @@ def record(
         return writer.close()
 
 
+def _batches(
+    requests: Sequence[_Request], size: int, *, equal: bool
+) -> Iterator[tuple[int, Sequence[_Request]]]:
+    """Yield the first number and the requests of each batch, with `equal` prompts of one length."""
+    start = 0
+    while start < len(requests):
+        stop, length = start, len(requests[start].tokens)
+        while stop < min(start + size, len(requests)):
+            if equal and len(requests[stop].tokens) != length:
+                break
+            stop += 1
+        yield start, requests[start:stop]
+        start = stop
+
+
 def _header(
     recorder: Recorder, model: Any, rows: Sequence[_Rows], story: dict[str, Any]
 ) -> TraceMeta:
@@ -165,6 +190,8 @@ def _header(
     facts: dict[str, Any] = {"device": model.device.type}
     if recorder.scoring is not None:
         facts["probabilities"] = recorder.scoring
+    if recorder.idle:
+        facts["layers_left_out"] = recorder.idle
     if (training := training_record(model)) is not None:
         facts["training"] = training
     return describe(
@@ -187,20 +214,13 @@ def _prompts(prompts: str | Path | Sequence[Prompt | str]) -> tuple[dict[str, An
     placed = [replace(p, where=p.where or f"prompt {n}") for n, p in enumerate(texts)]
     if not placed:
         raise UsageError("no prompts were given")
-    content = "\0".join(p.text if p.tokens is None else str(p.tokens) for p in placed)
+    content = "\0".join(map(content_of, placed))
     source["sha256"] = hashlib.sha256(content.encode()).hexdigest()
     return source, placed
 
 
 def _tokenize(prompt: Prompt, tokenizer: Any, limit: int, longest: int | None) -> _Request:
-    if prompt.tokens is not None:
-        tokens = tuple(prompt.tokens)
-    elif tokenizer is None:
-        raise UsageError(f"{prompt.where}: a text needs a tokenizer, and the model has none")
-    else:
-        tokens = tuple(tokenizer(prompt.text)["input_ids"])
-    if not tokens:
-        raise UsageError(f"{prompt.where}: the tokenizer makes no tokens of this prompt")
+    tokens = tokens_of(prompt, tokenizer)
     return _Request(tokens[:longest], prompt.max_new_tokens or limit, prompt.domain)
 
 
@@ -208,28 +228,28 @@ def _record_batch(
     recorder: Recorder, model: Any, batch: Sequence[_Request], sampling: Sampling, first: int
 ) -> list[_Rows]:
     """Generate for a batch, and cut every request's rows out of the recording."""
+    inner = unwrapped(model)
     width = max(len(request.tokens) for request in batch)
-    end = _end_tokens(model)
-    pad = _token(model, "pad_token_id")
+    end = _end_tokens(inner)
+    pad = _token(inner, "pad_token_id")
     # Padding is masked, so any id will serve.
     pad = (*end, 0)[0] if pad is None else int(pad)
     ids = torch.tensor([[pad] * (width - len(r.tokens)) + list(r.tokens) for r in batch])
     mask = torch.tensor([[0] * (width - len(r.tokens)) + [1] * len(r.tokens) for r in batch])
     more: dict[str, Any] = {}
-    if hasattr(model, "inputs_of"):  # a model of ours whose gates may route by domain
-        more = model.inputs_of([request.domain for request in batch])
+    if hasattr(inner, "inputs_of"):  # a model of ours whose gates may route by domain
+        more = inner.inputs_of([request.domain for request in batch])
     with recorder, torch.no_grad():
-        with _refusals(model):
+        chosen = _generation_config(inner, max(r.limit for r in batch), pad, end, sampling)
+        with _refusals(inner), _own_settings_aside(inner, chosen):
             generated = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                generation_config=_generation_config(
-                    model, max(r.limit for r in batch), pad, end, sampling
-                ),
+                input_ids=ids.to(inner.device),
+                attention_mask=mask.to(inner.device),
+                generation_config=chosen,
                 **more,
             )
         recording = recorder.take()
-    if model.config.is_encoder_decoder:
+    if inner.config.is_encoder_decoder:
         width, lengths = 1, [1] * len(batch)  # the decoder's prompt is its start token
     else:
         lengths = [len(request.tokens) for request in batch]
@@ -243,7 +263,7 @@ def _record_batch(
             f"{recording.expert_ids.shape[0]} x {recording.num_columns} were recorded",
         )
     outputs = generated[:, width:].tolist()
-    return [
+    rows = [
         _cut(
             recording,
             number,
@@ -256,6 +276,30 @@ def _record_batch(
             zip(batch, lengths, outputs, strict=True)
         )
     ]
+    for number, request in enumerate(rows, start=first):
+        if not np.isfinite(request.arrays["gate_weights"]).all():
+            raise TraceError(
+                "",
+                f"request {number}",
+                f"{type(inner).__name__} gave a gate weight that is no number. If it was padded to "
+                "the length of another prompt, record with a batch size of 1",
+            )
+    return rows
+
+
+@contextmanager
+def _own_settings_aside(model: Any, chosen: Any) -> Iterator[None]:
+    """Let none of the model's own generation settings fill what `chosen` leaves open.
+
+    transformers takes every value that a caller does not set from the model, like a time limit,
+    strings that end a text, or a guidance that runs the model twice.
+    """
+    own = getattr(model, "generation_config", None)
+    model.generation_config = copy.deepcopy(chosen)
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextmanager
@@ -264,7 +308,7 @@ def _refusals(model: Any) -> Iterator[None]:
     kind = type(model).__name__
     try:
         yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = (
             "; an encoder-decoder needs decoder_start_token_id in its configuration"

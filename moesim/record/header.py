@@ -24,6 +24,12 @@ import moesim
 from moesim.record.routers import MoeLayer
 from moesim.trace import TraceMeta
 
+TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k"),
+    "top_k_experts",
+)
+"""The keys of configurations for the number of experts of a token."""
+
 TRAINING_RECORD = "training.json"  # written by `moesim models train` beside the model
 
 
@@ -37,7 +43,7 @@ def describe(
     provenance: dict[str, Any],
 ) -> TraceMeta:
     """Return the header of a trace recorded from `model`."""
-    config = model_config(model)
+    config = loaded_config(model, layers)
     # Sorted, so that the hash does not depend on the order of keys.
     canonical = json.dumps(config, sort_keys=True).encode()
     numbers = tuple(layer.model_layer for layer in layers)
@@ -52,13 +58,39 @@ def describe(
         config_hash=hashlib.sha256(canonical).hexdigest(),
         router=getattr(model.config, "routing", "layerwise"),
         normalised=normalised,
-        num_shared_experts=_num_shared_experts(config, layers[0].block),
+        num_shared_experts=_num_shared_experts(model, layers[0]),
         expert_bytes=layers[0].expert_bytes,
         layer_map=numbers if rising else None,
         prediction_depth=prediction_depth,
         model_config=config,
-        provenance={**provenance, "dtype": _dtype(model), "versions": versions()},
+        provenance={
+            **provenance,
+            "dtype": config.get("dtype", _dtype(model)),
+            "versions": versions(),
+        },
     )
+
+
+def loaded_config(model: Any, layers: Sequence[MoeLayer]) -> dict[str, Any]:
+    """Return the model's configuration with the precision of the experts as loaded.
+
+    Experts that are plain floats are not quantised, whatever the configuration says: many methods
+    leave stacked experts as they are, and others are undone at loading.
+    """
+    config = model_config(model)
+    loaded = experts_dtype(layers[0])
+    return config if loaded is None else _with_dtype(config, loaded)
+
+
+def stated_top_k(model: Any) -> int | None:
+    """Return the number of experts of a token that a configuration states; None if it does not."""
+    config = model.config
+    inner = getattr(config, "ffn_config", None)
+    for part in (config, getattr(config, "get_text_config", lambda: None)(), inner):
+        for key in TOP_K:
+            if isinstance(value := getattr(part, key, None), int):
+                return value
+    return None
 
 
 def model_config(model: Any) -> dict[str, Any]:
@@ -110,12 +142,52 @@ def is_normalised(weights_RLk: npt.NDArray[np.float32]) -> bool:
     return bool(np.all(np.abs(weights_RLk.sum(axis=-1) - 1) < 2e-2))
 
 
+def experts_dtype(layer: MoeLayer) -> str | None:
+    """Return the type of an expert's weights as loaded; None if they are no plain floats."""
+    module = layer.block if layer.experts is None else layer.experts
+    sizes: dict[torch.dtype, int] = {}
+    for weights in module.parameters():
+        sizes[weights.dtype] = sizes.get(weights.dtype, 0) + weights.numel()
+    most = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    plain = most is not None and most.is_floating_point and most.itemsize > 1
+    return str(most).removeprefix("torch.") if plain else None
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return a configuration that states the type of the weights as loaded, in each part of it."""
+    return {
+        **{
+            key: _with_dtype(value, dtype)
+            if key == "text_config" and isinstance(value, dict)
+            else value
+            for key, value in config.items()
+            if key not in ("torch_dtype", "quantization_config")  # the older name, and what is not
+        },
+        "dtype": dtype,
+    }
+
+
 def _dtype(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _num_shared_experts(config: dict[str, Any], block: nn.Module) -> int:
+def _num_shared_experts(model: Any, layer: MoeLayer) -> int:
+    """Return how many shared experts a layer has as loaded.
+
+    Modules say whether there are any, in the block or beside it; the configuration says how many
+    experts one module stands for.
+    """
+    parent = model.get_submodule(layer.name.rpartition(".")[0])
+    shared = [
+        child
+        for holder in (layer.block, parent)
+        for name, child in holder.named_children()
+        if "shared" in name and "gate" not in name and any(True for _ in child.parameters())
+    ]
+    if not shared:
+        return 0
+    text = getattr(model.config, "get_text_config", lambda: model.config)()
     for key in ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return int(any("shared" in name and "gate" not in name for name, _ in block.named_children()))
+        if isinstance(count := getattr(text, key, None), int) and count > 0:
+            return count
+    return 1

@@ -28,12 +28,48 @@ def load_model(
 
     `dtype` is `auto` (as stored) or a type of torch. Raise `UsageError` that says what is wrong.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoConfig
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
-    know_own_kinds()
     target = _device(device)
+    source, options = _source(name, revision)
+    try:
+        # The configuration first: it says of which class the model is.
+        config = AutoConfig.from_pretrained(source, **options)
+        model = _class_for(config).from_pretrained(
+            source, config=config, dtype=dtype, use_safetensors=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot load this model: {_first_line(error)}") from error
+    return model.eval().to(target), _tokenizer(source, options)
+
+
+def load_empty(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
+    """Return (model without weights, tokenizer or None): what `load_model` would build.
+
+    Only the configuration and the tokenizer are read. Raise `UsageError` as `load_model` does.
+    """
+    from transformers import AutoConfig
+
+    source, options = _source(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        kind = _class_for(config)
+        with torch.device("meta"):
+            build = getattr(kind, "from_config", None) or kind._from_config
+            model = build(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: cannot build this model: {_first_line(error)}") from error
+    return model.eval(), _tokenizer(source, options)
+
+
+def _source(name: str | Path, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Return what transformers loads, and with which options.
+
+    Raise `UsageError` for a folder that is absent or holds no model.
+    """
+    know_own_kinds()
     folder = Path(name).expanduser()
     local = folder.is_dir()
     if local and not (folder / "config.json").is_file():
@@ -41,21 +77,37 @@ def load_model(
     if not local and (folder.is_absolute() or str(name).startswith((".", "~"))):
         raise UsageError(f"{name}: no such folder")
     source = str(folder) if local else str(name)
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local}
+    return source, {"revision": revision, "local_files_only": local}
+
+
+def _tokenizer(source: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
     try:
-        # The configuration first: it says whether the model is an encoder-decoder.
-        config = AutoConfig.from_pretrained(source, **options)
-        factory = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = factory.from_pretrained(
-            source, config=config, dtype=dtype, use_safetensors=True, **options
-        )
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: cannot load this model: {_first_line(error)}") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError):
-        tokenizer = None
-    return model.eval().to(target), tokenizer
+        return None
+
+
+def _class_for(config: Any) -> Any:
+    """Return the class that generates text with a configuration.
+
+    It is the one that saved the model, if it generates. Otherwise it is the first auto class that
+    knows the configuration; models that read images or sound are known to others than text models.
+    """
+    import transformers
+
+    named = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    if named is not None and callable(getattr(named, "generate", None)):
+        return named
+    text = "Seq2SeqLM" if getattr(config, "is_encoder_decoder", False) else "CausalLM"
+    kinds = (text, "ImageTextToText", "MultimodalLM", "Seq2SeqLM", "CausalLM")
+    factories: list[Any] = [
+        getattr(transformers, f"AutoModelFor{kind}")
+        for kind in kinds
+        if hasattr(transformers, f"AutoModelFor{kind}")
+    ]
+    return next((f for f in factories if type(config) in f._model_mapping), factories[0])
 
 
 def know_own_kinds() -> None:

@@ -2,7 +2,8 @@
 
 Three kinds of file:
 - *JSONL* (`.jsonl`): one object a line, `{"prompt": "...", "domain": "law", "max_new_tokens": 32}`,
-  of which only `prompt` is required, or one bare JSON string a line;
+  of which only `prompt` is required, or one bare JSON string a line. In place of `prompt`,
+  `messages` is a chat, `[{"role": "user", "content": "..."}]`, for the model's chat template;
 - *lines*: one prompt a line; `domain<TAB>prompt` names the domain (blank lines are skipped);
 - *text*: one prompt a paragraph, paragraphs being separated by blank lines.
 
@@ -14,12 +15,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 from moesim.files import as_path
 from moesim.inputs import read_bytes
 
@@ -27,18 +28,22 @@ _MOST_BYTES: Final = 256 << 20
 
 KINDS = ("auto", "jsonl", "lines", "text")
 
-_KEYS = ("prompt", "domain", "max_new_tokens")
+_KEYS = ("prompt", "messages", "domain", "max_new_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request. `tokens`, if given, are fed as they are; `text` is then ignored."""
+    """One request: a text, or a chat of `messages` ({role, content} each), or ids of tokens.
+
+    `tokens`, if given, are fed as they are; the others are then ignored.
+    """
 
     text: str = ""
     domain: str | None = None
     max_new_tokens: int | None = None
     tokens: tuple[int, ...] | None = None
     where: str = ""  # file:line, for messages
+    messages: tuple[Mapping[str, str], ...] | None = None
 
     def __str__(self) -> str:
         return self.where or f"prompt {self.text[:40]!r}"
@@ -86,7 +91,7 @@ def _kind_of(path: Path, content: str) -> str:
 
 
 def _with_domain(prompt: Prompt, domain: str | None) -> Prompt:
-    return Prompt(prompt.text, domain, prompt.max_new_tokens, prompt.tokens, prompt.where)
+    return replace(prompt, domain=domain)
 
 
 def _lines(path: Path, content: str) -> Iterator[Prompt]:
@@ -124,8 +129,12 @@ def _json_prompt(line: str, where: str) -> Prompt:
         raise UsageError(f"{where}: expected an object with a prompt, got {type(value).__name__}")
     if unknown := sorted(set(value) - set(_KEYS)):
         raise UsageError(f"{where}: unknown key {unknown[0]!r}: the keys are {', '.join(_KEYS)}")
-    text, domain, limit = (value.get(key) for key in _KEYS)
-    if not isinstance(text, str) or not text.strip():
+    text, messages, domain, limit = (value.get(key) for key in _KEYS)
+    if messages is not None:
+        if text is not None:
+            raise UsageError(f"{where}: has both 'prompt' and 'messages'; give one of them")
+        text, messages = "", _checked_messages(messages, where)
+    elif not isinstance(text, str) or not text.strip():
         raise UsageError(f"{where}: 'prompt' must be a text that is not empty, got {text!r}")
     if domain is not None and not isinstance(domain, str):
         raise UsageError(f"{where}: 'domain' must be a text, got {domain!r}")
@@ -133,7 +142,21 @@ def _json_prompt(line: str, where: str) -> Prompt:
         raise UsageError(
             f"{where}: 'max_new_tokens' must be an integer of at least 1, got {limit!r}"
         )
-    return Prompt(text, domain, limit, where=where)
+    return Prompt(text, domain, limit, where=where, messages=messages)
+
+
+def _checked_messages(messages: Any, where: str) -> tuple[dict[str, str], ...]:
+    """Return a chat's messages. Raise `UsageError` if they are no list of texts with roles."""
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{where}: 'messages' must be a list that is not empty, got {messages!r}")
+    for number, message in enumerate(messages):
+        wrong = not isinstance(message, dict) or set(message) != {"role", "content"}
+        if wrong or not all(isinstance(text, str) for text in message.values()):
+            raise UsageError(
+                f"{where}: messages[{number}] must have two texts, role and content, "
+                f"got {shown(message)}"
+            )
+    return tuple(messages)
 
 
 _PARSERS: dict[str, Callable[[Path, str], Iterator[Prompt]]] = {

@@ -1,41 +1,46 @@
-"""Routers: finds the modules that choose experts, and reads each model family's choices.
+"""Finds the mixture-of-experts layers of a model: the module of experts, and the gate beside it.
 
-A mixture-of-experts layer has a *router* (class `*TopKRouter`, `*TopkRouter`, `*Gate`, ...) beside
-its *experts* (class `*Experts`). In transformers 5.23 a router returns (logits `[T, E]`, weights
-`[T, k]`, indices `[T, k]`) for T = batch x columns, padding included. Two families differ. Switch
-returns a one-hot dispatch mask, empty where the expert's capacity is used up. DBRX returns only
-logits, and its block chooses. If no router can be read, the arguments of the experts can: they are
-called as `experts(hidden, indices, weights)`. Then the choices are known, but not predictions.
+A layer's choices are read where its experts are called, not where its gate returns: only the call
+says what runs. Experts of transformers 5 are called as `experts(hidden, ids, weights)`, with ids
+and weights `[T, k]` for T = batch x columns, padding included, whichever implementation runs them.
+`calls.py` reads the families with another interface, or refuses them by name.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from inspect import signature
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from moesim.errors import UsageError
+from moesim.record.calls import (
+    ADAPTERS,
+    GATES,
+    IGNORED_BLOCKS,
+    REFUSED_EXPERTS,
+    Adapter,
+    Routing,
+    parameters,
+    takes_ids,
+)
 
-_ROUTER = re.compile(r"(Router|Gate|Gating)$")
-_EXPERTS = re.compile(r"(?<!Shared)Experts$")
+__all__ = ["MoeLayer", "find_moe_layers"]
 
-
-class Routing(NamedTuple):
-    """One router's decision for T tokens."""
-
-    ids: Tensor  # (T, k) integers, -1 where a place is unused
-    weights: Tensor  # (T, k)
-    logits: Tensor | None  # (T, E): logits, or probabilities if the family returns those
+_GATE = re.compile(r"(Router|Gate|Gating)$")
+_EXPERTS = re.compile(r"Experts$")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MoeLayer:
-    """One mixture-of-experts layer of a model. `router` is None if only experts can be read."""
+    """One mixture-of-experts layer of a model.
+
+    `adapter` reads the choices; None: from the call of `experts`. `router` is None if the block
+    chooses by itself, and `experts` is None if no single module holds them.
+    """
 
     name: str  # dotted path of the block in the model
     model_layer: int
@@ -43,164 +48,227 @@ class MoeLayer:
     block: nn.Module
     router: nn.Module | None
     experts: nn.Module | None
+    adapter: Adapter | None = None
 
     @property
     def expert_bytes(self) -> int | None:
-        """Return bytes of one expert as loaded, or None if the layer has no module of experts."""
+        """Return bytes of one expert as loaded, or None if no module holds the experts' weights."""
         if self.experts is None:
-            return None
-        total = sum(p.numel() * p.element_size() for p in self.experts.parameters())
-        return total // self.num_experts
+            parts = [p for p in self.block.parameters() if p.ndim > 2]
+        else:
+            parts = list(self.experts.parameters())
+        own = set() if self.experts is None else set(self.experts.parameters(recurse=False))
+        # A stack of matrices may have rows for classes beyond the experts, as LongCat's does.
+        counts = [len(p) if p in own and p.ndim > 2 else self.num_experts for p in parts]
+        total = sum(p.numel() * p.element_size() / n for p, n in zip(parts, counts, strict=True))
+        return round(total) if parts else None
+
+    @property
+    def watched(self) -> str:
+        """Return the class of the module whose choices are read, for messages."""
+        module = self.router if self.experts is None else self.experts
+        return type(self.block if module is None else module).__name__
+
+    @property
+    def stack(self) -> str:
+        """Return the path of the list of layers that this layer is in, for telling towers apart."""
+        parts = self.name.split(".")
+        numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+        return ".".join(parts[: numbers[0]]) if numbers else ""
 
     def choose(self, hidden: Tensor) -> Routing:
-        """Return this layer's choice for `hidden` (T or batch x columns, H) without any hook."""
+        """Return this layer's choice for `hidden` (T or batch x columns, H) without any hook.
+
+        Only for gates that `check_predictable` accepts.
+        """
         assert self.router is not None
         # `forward` instead of a call: a call would fire the recorder's own hook.
-        return self.read(self.router.forward(hidden), hidden.numel() // hidden.shape[-1])
+        return self.read_gate(self.router.forward(hidden, **self._own_arguments()))
 
-    def read(self, output: Any, num_tokens: int) -> Routing:
-        """Return the decision in a router's output for `num_tokens` tokens."""
+    def read_gate(self, output: Any) -> Routing:
+        """Return the decision that the output of the gate states, by transformers' conventions.
+
+        Raise `UsageError` if there is none.
+        """
+        if self.adapter is not None and self.adapter.at_gate:
+            return self.adapter.routing(output)
+        reads = GATES.get(type(self.router).__name__)
+        if reads is not None:
+            return Routing(*reads(output))
         block_chooses: Any = getattr(self.block, "route_tokens_to_experts", None)
-        if block_chooses is not None:
+        if block_chooses is not None and len(signature(block_chooses).parameters) == 1:
             weights, ids = block_chooses(output)
-            return Routing(ids, weights, output)
-        tensors = _tensors(output)
-        if type(self.router).__name__.endswith("Top1Router"):
-            return _read_dispatch_mask(tensors, self.num_experts)
-        return self._read_by_shape(tensors, num_tokens)
-
-    def read_call(self, args: Iterable[Any], num_tokens: int) -> Routing:
-        """Return the decision in the arguments of the experts, without the hidden state."""
-        return self._read_by_shape(_tensors(args), num_tokens)
-
-    def _read_by_shape(self, tensors: list[Tensor], num_tokens: int) -> Routing:
-        flat = [t.reshape(-1, t.shape[-1]) for t in tensors if t.ndim >= 2]
-        flat = [t for t in flat if t.shape[0] == num_tokens]
-        floats = [t for t in flat if t.is_floating_point()]
-        ids = next((t for t in flat if t.dtype in (torch.int32, torch.int64)), None)
-        logits = next((t for t in floats if t.shape[1] == self.num_experts), None)
-        if ids is not None and ids.shape[1] == self.num_experts > 2 and int(ids.max()) <= 1:
-            raise UsageError(
-                f"cannot read the routing of {type(self.router or self.experts).__name__} at "
-                f"{self.name}: it shows a mask over all {self.num_experts} experts, where the ids "
-                "of the chosen ones are needed"
-            )
-        if ids is not None:
-            scores = [t for t in floats if t.shape == ids.shape]
-            if scores:
-                # If k is E, logits and weights have one shape; the logits come first.
-                return Routing(ids, scores[-1], None if len(floats) == 1 else logits)
-        shapes = [tuple(t.shape) for t in tensors]
+            return Routing(ids, weights)
+        if isinstance(output, tuple) and len(output) >= 3:
+            _, weights, ids = output[:3]
+            if _is_ids(ids, weights):
+                return Routing(ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, ids.shape[-1]))
         raise UsageError(
-            f"cannot read the routing of {type(self.router or self.experts).__name__} at "
-            f"{self.name}: for {num_tokens} tokens it returns {shapes}, but integer indices and "
-            "weights of one shape (tokens, k) are needed"
+            f"{type(self.router).__name__} at {self.name} does not return the ids that its experts "
+            "are called with; record with a prediction depth of 0"
         )
 
     def check_predictable(self) -> None:
-        """Raise `UsageError` if the gate needs more than a hidden state to choose."""
+        """Raise `UsageError` if the gate needs more than a hidden state and parts of its block."""
+        self.check_gated()
+        lacking = self._unknown_arguments()
+        if lacking:
+            raise UsageError(
+                f"{type(self.router).__name__} at {self.name} needs {', '.join(lacking)}, not a "
+                "hidden state alone; record with a prediction depth of 0"
+            )
+
+    def check_gated(self) -> None:
+        """Raise `UsageError` if the layer has no gate that could predict."""
         if self.router is None:
             raise UsageError(
                 f"{type(self.block).__name__} at {self.name} has no router that can predict; "
                 "record with a prediction depth of 0"
             )
-        required = [
-            p.name
-            for p in inspect.signature(self.router.forward).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-        if len(required) > 1:
-            raise UsageError(
-                f"{type(self.router).__name__} at {self.name} needs {', '.join(required)}, not a "
-                "hidden state alone; record with a prediction depth of 0"
-            )
+
+    def _extra_names(self) -> list[str]:
+        assert self.router is not None
+        return [p.name for p in parameters(self.router)[1:]]
+
+    def _own_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the gate that its block holds, like a bias of the selection."""
+        return {name: getattr(self.block, name) for name in self._extra_names() if self._has(name)}
+
+    def _unknown_arguments(self) -> list[str]:
+        return [name for name in self._extra_names() if not self._has(name)]
+
+    def _has(self, name: str) -> bool:
+        return hasattr(self.block, name)
 
 
-def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
-    """Return the mixture-of-experts layers in running order; of an encoder-decoder, the decoder's.
+def find_moe_layers(model: nn.Module, adapter: Adapter | None = None) -> list[MoeLayer]:
+    """Return the mixture-of-experts layers in order; of an encoder-decoder, the decoder's.
 
-    Raise `UsageError` if there are none, or if they differ in their number of experts.
+    With an `adapter`, they are the modules that it names. Layers of other parts than text are among
+    them; the recorder leaves out those that never run.
+
+    Raise `UsageError` if there are none, or if a family is known to be unreadable.
     """
     config = getattr(model, "config", None)
     decoder_only = not getattr(config, "is_encoder_decoder", False)
     layers = [
         layer
         for name, block in model.named_modules()
-        if (decoder_only or "decoder" in name.split("."))
-        and (layer := _layer_at(name, block)) is not None
+        if decoder_only or "decoder" in name.split(".")
+        for layer in _layers_at(name, block, adapter)
     ]
     if not layers:
-        raise UsageError(
-            f"{type(model).__name__} has no mixture-of-experts layers: none of its modules holds a "
-            "router (*TopKRouter, *TopkRouter, *Gate) beside its experts (*Experts)"
+        wanted = (
+            "none of its modules is called Experts and takes (hidden, ids, weights)"
+            if adapter is None
+            else f"none of its modules is a {adapter.module}"
         )
+        raise UsageError(
+            f"{type(model).__name__} has no mixture-of-experts layers: {wanted}. "
+            "A model of your own may need an Adapter (docs/record.md)"
+        )
+    return layers
+
+
+def check_alike(model: nn.Module, layers: list[MoeLayer]) -> None:
+    """Raise `UsageError` if layers differ in their number of experts."""
     if len(sizes := {layer.num_experts for layer in layers}) > 1:
         raise UsageError(
             f"{type(model).__name__} has layers of {sorted(sizes)} experts; a trace holds one "
             "number of experts"
         )
-    return layers
 
 
-def _layer_at(name: str, block: nn.Module) -> MoeLayer | None:
-    children = list(block.children())
-    experts = next((c for c in children if _EXPERTS.search(type(c).__name__)), None)
-    router = next((c for c in children if _ROUTER.search(type(c).__name__)), None)
-    if experts is None:
-        return None
-    counts = (getattr(part, "num_experts", None) for part in (router, experts, block))
-    num_experts = next((count for count in counts if isinstance(count, int)), None)
-    if num_experts is None:
-        raise UsageError(f"cannot tell how many experts {type(experts).__name__} at {name} has")
-    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return MoeLayer(name, int(number[1]) if number else 0, num_experts, block, router, experts)
+def _layers_at(name: str, block: nn.Module, adapter: Adapter | None) -> Iterator[MoeLayer]:
+    """Yield the layer whose block is `block`, if it is one."""
+    if type(block).__name__ in IGNORED_BLOCKS:
+        return
+    children = dict(block.named_children())
+    gate = _gate_among(children)
+    if adapter is not None:
+        for child in children.values():
+            if type(child).__name__ == adapter.module:
+                router = child if adapter.at_gate else gate
+                experts = None if adapter.at_gate else child
+                yield _layer(name, block, router, experts, adapter)
+        return
+    known = ADAPTERS.get(type(gate).__name__)
+    found = _experts_among(name, children)
+    if known is not None and known.at_gate:
+        yield _layer(name, block, gate, found[0] if len(found) == 1 else None, known)
+    elif found:
+        experts = found[0]
+        kind = type(experts).__name__
+        if kind in REFUSED_EXPERTS:
+            raise UsageError(f"{kind} at {name} cannot be recorded: {REFUSED_EXPERTS[kind]}")
+        reads = ADAPTERS.get(kind)
+        if reads is None and not takes_ids(experts):
+            raise UsageError(
+                f"cannot read what {kind} at {name} is called with: its forward takes "
+                f"({', '.join(p.name for p in parameters(experts))}), where (hidden, ids, weights) "
+                "are needed. Give an Adapter that reads it (docs/record.md)"
+            )
+        yield _layer(name, block, gate, experts, reads)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    parts = output if isinstance(output, tuple | list) else (output,)
-    return [part for part in parts if isinstance(part, Tensor)]
+def _experts_among(path: str, children: dict[str, nn.Module]) -> list[nn.Module]:
+    """Return the routed experts of a block; shared ones have a class of the same ending.
 
-
-def _read_dispatch_mask(tensors: list[Tensor], num_experts: int) -> Routing:
-    mask, probability, logits = tensors
-    mask = mask.reshape(-1, num_experts)
-    sent = mask.sum(dim=-1, keepdim=True) > 0
-    ids = torch.where(sent, mask.argmax(dim=-1, keepdim=True), -1)
-    weights = torch.where(sent, probability.reshape(-1, 1), 0)
-    return Routing(ids, weights, logits.reshape(-1, num_experts))
-
-
-def infer_scoring(routing: Routing) -> str:
-    """Return how the family turns logits into scores: `probabilities`, `softmax` or `sigmoid`.
-
-    The right one gives every row's weights up to one factor per row (renormalisation and scaling).
-    If none fits (Phi-MoE's sparse mixer), return softmax.
+    Several modules hold a matrix of each expert; none of them is called with ids.
     """
-    if routing.logits is None:
-        return "softmax"
-    for scoring in ("probabilities", "softmax", "sigmoid"):
-        scores = _SCORING[scoring](routing.logits.float())
-        if scoring == "probabilities" and not torch.allclose(
-            scores.sum(dim=-1), torch.ones(len(scores), device=scores.device), atol=1e-2
-        ):
-            continue
-        chosen = scores.gather(1, routing.ids.clamp(min=0).long())
-        ratio = routing.weights.float() / chosen.clamp(min=1e-20)
-        ratio = torch.where(routing.ids >= 0, ratio, ratio[:, :1])  # unused places come last
-        spread = ratio.amax(dim=-1) / ratio.amin(dim=-1).clamp(min=1e-20)
-        if bool((spread < 1.05).float().mean() > 0.95):
-            return scoring
-    return "softmax"
+    named = {k: c for k, c in children.items() if _EXPERTS.search(type(c).__name__)}
+    routed = [c for c in named.values() if takes_ids(c)]
+    if len(routed) > 1:
+        raise UsageError(f"{path} holds {len(routed)} modules of routed experts; one is supported")
+    others = [c for k, c in named.items() if "shared" not in k and not takes_ids(c)]
+    return routed or others
 
 
-def full_probabilities(logits: Tensor, scoring: str) -> Tensor:
-    """Return a distribution over experts for each row of `logits` (..., E), as float32."""
-    scores = _SCORING[scoring](logits.float())
-    return scores / scores.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+def _gate_among(children: dict[str, nn.Module]) -> nn.Module | None:
+    named = [children[key] for key in ("gate", "router") if key in children]
+    return next(
+        (c for c in [*named, *children.values()] if _GATE.search(type(c).__name__)),
+        named[0] if named else None,
+    )
 
 
-_SCORING: dict[str, Callable[[Tensor], Tensor]] = {
-    "probabilities": lambda logits: logits,
-    "softmax": lambda logits: logits.softmax(dim=-1),
-    "sigmoid": lambda logits: logits.sigmoid(),
-}
+def _layer(
+    name: str,
+    block: nn.Module,
+    router: nn.Module | None,
+    experts: nn.Module | None,
+    adapter: Adapter | None,
+) -> MoeLayer:
+    given = None if adapter is None else adapter.num_experts
+    count = given or _count(experts, router, block)
+    if count is None:
+        kind = type(experts or router).__name__
+        raise UsageError(f"cannot tell how many experts {kind} at {name} has")
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return MoeLayer(name, int(number[1]) if number else 0, count, block, router, experts, adapter)
+
+
+def _count(experts: Any, router: Any, block: Any) -> int | None:
+    """Return the number of experts with weights of their own.
+
+    Attributes may count classes that have none, so the smallest stack of matrices limits them.
+    """
+    stated = [
+        value
+        for part in (experts, router, block)
+        for name in ("num_experts", "num_routed_experts")
+        if isinstance(value := getattr(part, name, None), int)
+    ]
+    own = [] if experts is None else experts.parameters(recurse=False)
+    stacks = [p.shape[0] for p in own if p.ndim > 2]
+    return min([*stated[:1], *stacks], default=None)
+
+
+def _is_ids(ids: Any, weights: Any) -> bool:
+    return (
+        isinstance(ids, Tensor)
+        and isinstance(weights, Tensor)
+        and not ids.is_floating_point()
+        and weights.is_floating_point()
+        and ids.shape == weights.shape
+    )

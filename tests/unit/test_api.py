@@ -27,3 +27,17 @@ def test_importing_moesim_loads_nothing_heavy() -> None:
     code = f"import sys, moesim; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_can_still_be_imported_from_their_former_places() -> None:
+    from moesim.hardware import shapes
+    from moesim.model.hf_config import shape_from_config
+
+    assert shapes.shape_from_config is shape_from_config
+    pytest.importorskip("greenlet")
+    from moesim.executor.generate import generate
+    from moesim.machine.real import generate as former
+
+    assert former.generate is generate
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        _ = former.absent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import pytest
 import torch
 import transformers as hf
 from router_models import END, FAMILIES, PAD, VOCABULARY, batch, tiny
+from typer.testing import CliRunner
 
+from moesim.cli import app
 from moesim.errors import OutputError, TraceError, UsageError
 from moesim.record import Prompt, Recorder, load_model, record
+from moesim.record.dry_run import plan_recording
 from moesim.trace import load_trace, validate_trace
 from moesim.training.tokenizer import train_tokenizer
 
@@ -318,12 +322,104 @@ def test_a_model_that_cannot_generate_is_refused_by_its_class(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_router_that_returns_masks_is_refused_by_its_class(tmp_path: Path) -> None:
+def test_experts_that_are_called_with_masks_are_refused_by_their_class(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"layers": 2, "attention_heads": 2, "ffn_dim": 16, "sparse_step": 1}
     both: dict[str, Any] = {
         f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in sizes.items()
     }
     config = hf.NllbMoeConfig(vocab_size=50, d_model=16, num_experts=4, **both)
     model = hf.NllbMoeForConditionalGeneration(config).eval()
-    with pytest.raises(UsageError, match=r"NllbMoeTop2Router at .*: it shows a mask over all 4"):
+    with pytest.raises(UsageError, match=r"NllbMoeExperts at model.decoder\S* cannot be recorded"):
         record(model, None, [Prompt(tokens=(3, 4, 5))], tmp_path / "t", max_new_tokens=3)
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if messages[0]['role'] == 'tool' %}{{ raise_exception('no tool first') }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def test_messages_are_recorded_through_the_chat_template(tmp_path: Path) -> None:
+    model, tokenizer = load_model(speaking(tmp_path / "m"), dtype="float32")
+    chat = Prompt(messages=({"role": "user", "content": "The quick fox"},))
+    refused = pytest.raises(UsageError, match="prompt 0: messages need a tokenizer with a chat")
+    with refused:
+        record(model, tokenizer, [chat], tmp_path / "none")
+    tokenizer.chat_template = TEMPLATE
+    spoken = record(model, tokenizer, [chat], tmp_path / "a", max_new_tokens=3)
+    written = record(
+        model, tokenizer, ["user: The quick fox\nassistant: "], tmp_path / "b", max_new_tokens=3
+    )
+    np.testing.assert_array_equal(spoken.expert_ids[:], written.expert_ids[:])
+    wrong = Prompt(messages=({"role": "tool", "content": "x"},))
+    with pytest.raises(UsageError, match=r"prompt 0: the chat template refuses .*no tool first"):
+        record(model, tokenizer, [wrong], tmp_path / "c")
+
+
+def test_a_dry_run_says_what_would_be_recorded(tmp_path: Path) -> None:
+    folder = speaking(tmp_path / "m")
+    for file in folder.glob("*.safetensors"):
+        file.unlink()  # no weights are read
+    (tmp_path / "p.jsonl").write_text('{"prompt": "The quick"}\n"lazy dog"\n')
+    options = ["--model", str(folder), "--prompts", str(tmp_path / "p.jsonl")]
+    words = ["record", *options, "--out", str(tmp_path / "t"), "--dry-run", "--depth", "1"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    said = done.stdout
+    assert "MixtralForCausalLM: 2 layers, 2 of 4 experts" in said
+    assert "ids and weights from the calls of MixtralExperts" in said
+    assert "predictions: possible" in said
+    assert "sizes for a run: in the trace" in said
+    assert "2 requests, at most" in said
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_rows_and_bytes_of_a_dry_run_are_those_of_the_trace(tmp_path: Path) -> None:
+    model = tiny("mixtral")
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    plan = plan_recording(
+        model, None, prompts(), max_new_tokens=4, prediction_depth=1, probabilities=True
+    )
+    trace = record(
+        model,
+        None,
+        prompts(),
+        tmp_path / "t",
+        max_new_tokens=4,
+        prediction_depth=1,
+        probabilities=True,
+    )
+    assert plan.most_rows == trace.num_rows
+    arrays = (trace.expert_ids, trace.gate_weights, trace.predictions, trace.probabilities)
+    assert plan.most_bytes == sum(array[:].nbytes for array in arrays if array is not None)
+
+
+def test_a_run_that_will_need_a_shape_is_announced_before_anything_is_recorded(
+    tmp_path: Path,
+) -> None:
+    folder = speaking(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "odd_latent_size": 8}))
+    (tmp_path / "p.txt").write_text("lazy dog\n")
+    options = ["--model", str(folder), "--prompts", str(tmp_path / "p.txt")]
+    words = ["record", *options, "--out", str(tmp_path / "t"), "--max-new-tokens", "2"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "note: a run of this trace needs `model`" in done.stderr
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path: Path) -> None:
+    """What is kept is a batch, a shard and the ids of tokens; not what was recorded."""
+
+    def peak(requests: int) -> int:
+        asked = [Prompt(tokens=tuple(range(2, 59)) * 2) for _ in range(requests)]
+        tracemalloc.start()
+        record(tiny("mixtral"), None, asked, tmp_path / str(requests), max_new_tokens=2)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    few, many = peak(700), peak(2100)  # 80,500 and 241,500 rows, with shards of 65,536
+    assert many < 1.15 * few

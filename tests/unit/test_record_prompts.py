@@ -100,3 +100,31 @@ def test_a_missing_file_a_folder_and_bytes_are_usage_errors(tmp_path: Path) -> N
         read_prompts(tmp_path / "p.bin")
     with pytest.raises(UsageError, match="unknown kind of prompts 'csv'"):
         read_prompts(tmp_path / "p.bin", kind="csv")
+
+
+def test_messages_are_a_chat(tmp_path: Path) -> None:
+    chat = '[{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]'
+    path = write(tmp_path, "p.jsonl", f'{{"messages": {chat}, "domain": "chat"}}\n')
+    (prompt,) = read_prompts(path)
+    assert prompt.domain == "chat"
+    assert prompt.messages is not None
+    assert [message["role"] for message in prompt.messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ('{"messages": []}', "'messages' must be a list that is not empty"),
+        ('{"messages": "hi"}', "'messages' must be a list that is not empty"),
+        ('{"messages": [{"role": "user"}]}', r"messages\[0\] must have two texts"),
+        ('{"messages": [{"role": "user", "content": 3}]}', r"messages\[0\] must have two texts"),
+        (
+            '{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}',
+            "has both 'prompt' and 'messages'",
+        ),
+    ],
+)
+def test_wrong_messages_are_refused_with_their_line(tmp_path: Path, entry: str, says: str) -> None:
+    path = write(tmp_path, "p.jsonl", f'"good"\n{entry}\n')
+    with pytest.raises(UsageError, match=rf"p\.jsonl:2: .*{says}"):
+        read_prompts(path)

@@ -1,0 +1,1 @@
+"""The former place of `moesim.executor`, for scripts that import the real machine from here."""
