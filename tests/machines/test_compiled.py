@@ -46,7 +46,7 @@ from moesim.trace import load_trace
 
 numba = pytest.importorskip("numba", reason="the extra `fast` is not installed")
 
-from moesim.serving.compiled import stretch  # noqa: E402
+from moesim.serving.compiled import log, stretch  # noqa: E402
 from moesim.serving.compiled.policies import KERNELS, Kernel  # noqa: E402
 
 BLOCKS = 8
@@ -117,6 +117,12 @@ def assert_same_residents(one: Outcome, other: Outcome) -> None:
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_it_equals_the_reference_on_random_cases(block: int) -> None:
     for seed in range(7000 + block, 7200, BLOCKS):
+        check(case(seed), seed)
+
+
+def test_stretches_of_many_keys_are_logged_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_FEW_KEYS", 9)
+    for seed in range(7200, 7220):
         check(case(seed), seed)
 
 

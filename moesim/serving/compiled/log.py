@@ -5,6 +5,7 @@ Shapes: S steps, L trace layers, C columns of sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from moesim.serving.unions import Unions
 __all__ = ["Readbacks", "StretchLog", "add_blocks"]
 
 _ADD_EVERY: Final = 4096  # steps: the fixed costs of NumPy are shared
+_FEW_KEYS: Final = 1 << 18  # of a stretch: more are not copied to those of other stretches
 _TIMES: Final = ("number", "start", "finish", "fixed", "ids", "sampled", "ids_bytes",
                  "sampled_bytes", "waves_max")  # fmt: skip
 _START, _FINISH, _FIXED, _IDS, _SAMPLED, _WAVES_MAX = (
@@ -125,6 +127,8 @@ class StretchLog:
         self._unions.append(unions)
         self._steps = end
         self._ledger.num_steps += ran
+        if len(unions.keys) >= _FEW_KEYS:
+            self.flush()
 
     def flush(self) -> None:
         """Add all steps to the ledger. Raise `InvariantError` for impossible times."""
@@ -133,8 +137,8 @@ class StretchLog:
             return
         times, by_step = self._times[:, :steps], self._by_step[:steps]
         times[_TIMES.index("number")] = ledger.num_steps - steps + np.arange(steps)
-        sizes = np.concatenate([unions.sizes for unions in self._unions])
-        keys = np.concatenate([unions.keys for unions in self._unions])
+        sizes = _joined([unions.sizes for unions in self._unions])
+        keys = _joined([unions.keys for unions in self._unions])
         wants_ids = times[_IDS] @ (sizes.reshape(steps, self._layers) > 0)
         nonempty = by_step[:, COLUMNS.index("nonempty")]
         ledger.log_arrays(sizes, keys, nonempty.tolist())
@@ -143,7 +147,7 @@ class StretchLog:
             fixed_ns = times[_FIXED] + self._layers * times[_IDS] + times[_SAMPLED]
             unshown = np.zeros(steps, np.bool_)
             self.kept.append(
-                Steps(keys, np.concatenate(counts), sizes, fixed_ns, unshown, ledger.num_experts)
+                Steps(keys, _joined(counts), sizes, fixed_ns, unshown, ledger.num_experts)
             )
         StepSums(
             **dict(zip(_TIMES, times, strict=True)),
@@ -173,3 +177,7 @@ def add_blocks(step: Step, facts: npt.NDArray[np.int64], block_tokens: int) -> N
     for _, before, tokens, _ in step.parts:
         held = before + tokens
         facts[:, 3] += -(-(held + later) // block_tokens) - -(-held // block_tokens)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
