@@ -277,6 +277,25 @@ def test_results_of_runs_that_overlap_have_the_same_bounds_and_baseline() -> Non
         assert found[0] == found[1], seed
 
 
+@pytest.mark.parametrize("policy", ["cpu_layers", "cpu_experts"])
+def test_bounds_with_copies_under_way_whose_experts_run_on_the_cpu_are_the_same(
+    policy: str,
+) -> None:
+    """With a slot for every expert, those on the CPU are copied for later, and arrive late."""
+    hardware = {
+        "profile": "rtx-4090", "h2d": {"bandwidth": "100MB/s"}, "cpu_flops": "1TFLOPS",
+        "host_memory_bandwidth": "60GB/s",
+    }  # fmt: skip
+    sections = {"hardware": hardware, "placement": {"policy": policy}, "cache": {"slots": 3}}
+    found = [
+        result_of(
+            plan_of(tiny_scenario(**sections, bounds=True, simulation=name), tiny_trace(requests=3))
+        ).summary
+        for name in ("reference", "compiled")
+    ]
+    assert found[0] == found[1]
+
+
 def test_copies_ahead_may_queue_up_without_limit() -> None:
     """A link so slow that most copies ahead are still queued when their slots are given away."""
     link = {"bandwidth": "300MB/s", "latency": "1us", "chunk": "100kB"}
@@ -537,6 +556,12 @@ def test_progress_counts_the_rows_of_all_steps() -> None:
 def test_times_that_cannot_be_counted_are_left_to_the_reference(figures: dict[str, Any]) -> None:
     hardware = {"profile": "rtx-4090", **figures}
     assert "takes over an hour" in reason(hardware=hardware)
+
+
+@pytest.mark.parametrize("name", ["launch", "copy_launch", "layer_event"])
+def test_host_times_that_cannot_be_counted_are_left_to_the_reference(name: str) -> None:
+    assert "takes over an hour" in reason(engine={name: "1000000000s"})
+    assert not reason(engine={name: "1000s"})
 
 
 def test_a_row_with_an_expert_twice_is_refused(tmp_path: Path) -> None:
