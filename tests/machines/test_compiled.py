@@ -277,16 +277,20 @@ def test_results_of_runs_that_overlap_have_the_same_bounds_and_baseline() -> Non
         assert found[0] == found[1], seed
 
 
-@pytest.mark.parametrize("policy", ["cpu_layers", "cpu_experts"])
+@pytest.mark.parametrize(
+    "placement",
+    [{"policy": "cpu_layers", "options": {"copy_rows": None}}, {"policy": "cpu_experts"}],
+    ids=lambda placement: placement["policy"],
+)
 def test_bounds_with_copies_under_way_whose_experts_run_on_the_cpu_are_the_same(
-    policy: str,
+    placement: dict[str, Any],
 ) -> None:
     """With a slot for every expert, those on the CPU are copied for later, and arrive late."""
     hardware = {
         "profile": "rtx-4090", "h2d": {"bandwidth": "100MB/s"}, "cpu_flops": "1TFLOPS",
         "host_memory_bandwidth": "60GB/s",
     }  # fmt: skip
-    sections = {"hardware": hardware, "placement": {"policy": policy}, "cache": {"slots": 3}}
+    sections = {"hardware": hardware, "placement": placement, "cache": {"slots": 3}}
     found = [
         result_of(
             plan_of(tiny_scenario(**sections, bounds=True, simulation=name), tiny_trace(requests=3))
