@@ -397,8 +397,9 @@ def in_file(folder: Path, score: str = "return 0.0, ints[key, 0]", kernel: str =
     return f"{folder / 'own.py'}:Mine"
 
 
-def served_by(policy: str, simulation: str) -> Outcome:
-    scenario = tiny_scenario(cache={"policy": policy, "slots": 9}, simulation=simulation)
+def served_by(policy: str, simulation: str, **sections: Any) -> Outcome:
+    cache = {"policy": policy, "slots": 9}
+    scenario = tiny_scenario(cache=cache, simulation=simulation, **sections)
     plan = plan_of(scenario, tiny_trace(requests=3, output_tokens=20))
     return finish(plan, *serve(plan))
 
@@ -407,6 +408,12 @@ def test_a_policy_in_a_file_is_compiled_by_its_own_functions(tmp_path: Path) -> 
     policy = in_file(tmp_path)
     one, other = served_by(policy, "reference"), served_by(policy, "compiled")
     assert (one.simulation, other.simulation) == ("reference", "compiled")
+    assert everything(one) == everything(other)
+
+
+def test_a_policy_needs_no_insert_where_nothing_is_copied_ahead(tmp_path: Path) -> None:
+    policy, slow = in_file(tmp_path), {"engine": {"launch": "1us"}}
+    one, other = served_by(policy, "reference", **slow), served_by(policy, "compiled", **slow)
     assert everything(one) == everything(other)
 
 
