@@ -156,7 +156,8 @@ class SimMachine:
             if target < self._host_ns:
                 target = self._host_ns
         if target >= FAR:
-            if until_ns is not None or any(lane.free_ns >= FAR for lane in self._all):
+            times_ns = (self._host_ns, *[lane.free_ns for lane in self._all])
+            if until_ns is not None or max(times_ns) >= FAR:
                 raise TimeOverflow
             raise InvariantError(14, f"the server waits without end; pending: {self._pending()}")
         # Another process has an event first; it must see SimPy's clock at that time.
@@ -184,8 +185,9 @@ class SimMachine:
             soonest, starting = self._next_starts()
             if self._running and self._move_flows(soonest, target):
                 continue
-            # Starts at `target` itself must wait: the server acts before lanes start work.
-            if soonest >= target:
+            # Starts at `target` itself must wait: the server acts before lanes start work. Nothing
+            # starts at FAR or later, not even before a target that host time has moved behind it.
+            if soonest >= target or not starting:
                 return target
             for job in starting:
                 urgent = job.lane.urgent

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.cost.choice import cpu_cost_of
 from moesim.errors import MissingExtra, ScenarioError
 from moesim.hardware.ops import BatchShape
-from moesim.hardware.topology import CPU, H2D
+from moesim.hardware.topology import CPU, D2H, H2D
 from moesim.policies.blame import is_foreign
+from moesim.policies.eviction.resident import Resident
 from moesim.policies.guard import unguarded
 from moesim.policies.placement.cost import Cost
 from moesim.policies.placement.cpu_experts import CPUExperts
@@ -27,6 +28,7 @@ from moesim.serving.knowledge import EVERYTHING
 
 if TYPE_CHECKING:
     from moesim.policies.eviction.base import Eviction
+    from moesim.serving.experts.residency import ExpertCache
     from moesim.serving.server import Server
     from moesim.serving.unions import UnionMemo
     from moesim.simulate.build import Plan
@@ -153,12 +155,21 @@ def why_not_compiled(plan: Plan, server: Server) -> str:
 
 def _knows_placement(server: Server) -> bool:
     """Return whether the compiled back end knows where a placement policy runs experts."""
-    places = [cache.place for cache in server.caches]
-    return all(
-        place is None
-        or (isinstance(place, Placing) and type(place.policy) in (CPULayers, CPUExperts, Cost))
-        for place in places
-    )
+    return all(map(_knows_place, server.caches))
+
+
+def _knows_place(cache: ExpertCache) -> bool:
+    """Return whether it knows that of one cache.
+
+    `cpu_layers` and `cpu_experts` also run experts on the CPU whose copies are under way. There are
+    some only where their set of experts on the GPU is not fixed: in the bound of an infinite cache.
+    """
+    place = cache.place
+    if place is None:
+        return True
+    kind = type(place.policy) if isinstance(place, Placing) else None
+    fixed = type(cache.policy) is Resident
+    return kind is Cost or (fixed and kind in (CPULayers, CPUExperts))
 
 
 def _shares_much(plan: Plan) -> bool:
@@ -179,7 +190,7 @@ def _knows_prefetch(plan: Plan, server: Server) -> bool:
 
 
 def _slowest_ns(plan: Plan, server: Server) -> int:
-    """Return the longest of a copy, a readback, and the computation of an expert or a layer.
+    """Return the longest of a copy, a readback, a computation, and the host's time for one of them.
 
     More rows than any step can have want the expert, as in the table of a stretch.
     """
@@ -189,9 +200,13 @@ def _slowest_ns(plan: Plan, server: Server) -> int:
     exceeding = 0 if batching.chunked_prefill else longest  # one whole prompt may exceed the budget
     rows = min(sum(tokens), batching.token_budget + exceeding)
     batch = BatchShape(rows, sequences * longest, rows * longest, rows, sequences)
+    state_bytes, host = server.execution.state_bytes, server.execution.host
     copies = cost.copy_ns(H2D, nbytes), cost.readback_ns(nbytes)
+    moved = [cost.states_ns(lane, rows * state_bytes) for lane in (H2D, D2H)]
+    issued = host.launch_ns, host.copy_ns, host.event_ns
     computed = cost.expert_ns(2 * rows), *cost.layers_ns(batch), cost.tail_ns(batch)
-    return max(*copies, cost.call_ns, *computed, _slowest_sharing_ns(plan, 2 * rows))
+    sharing = _slowest_sharing_ns(plan, 2 * rows)
+    return max(*copies, *moved, *issued, cost.call_ns, *computed, sharing)
 
 
 def _slowest_sharing_ns(plan: Plan, rows: int) -> int:

@@ -421,6 +421,13 @@ def test_hardware_too_slow_to_tell_the_time_is_no_broken_invariant(
         run_on(slow)
 
 
+@pytest.mark.parametrize("name", ["launch", "copy_launch", "layer_event"])
+def test_a_host_too_slow_to_tell_the_time_is_no_broken_invariant(name: str) -> None:
+    slow = plan(engine={name: "1000000000s"}, prefetch={"policy": "oracle"})
+    with pytest.raises(ScenarioError, match=rf"engine\.{name}: .* 146 years"):
+        simulate(slow)
+
+
 @pytest.mark.parametrize(
     ("figures", "reason"),
     [

@@ -1155,6 +1155,7 @@ def overlap_of(kernel: Kernel) -> Callable[..., Any]:
     """Return the compiled function of a policy, as `stretch_of` does."""
     own = kernel._asdict()
     own |= {"head": kernel.head or head, "following": kernel.following or following}
+    own["insert"] = kernel.insert or insert  # which is called where experts are copied ahead alone
     names = {**globals(), **own, "IN_ORDER": kernel.head is not None}
     name = next((name for name, each in KERNELS.items() if each is kernel), None)
     files = str(policies.__file__), str(kernels.__file__), __file__

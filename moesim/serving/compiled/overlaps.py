@@ -100,7 +100,7 @@ class Overlaps(Stretches):
         flows[:, overlap.FLOW_ON], flows[:, overlap.FLOW_JOB] = FAR, -1
         self._mem = np.zeros(overlap.STATE_WORDS, np.int64)
         keys, caches = layers * experts, len(self._caches)
-        width = max(1, *(cache.capacity for cache in self._caches), 1)
+        width = max(1, *(cache.capacity for cache in self._caches))
         slots, buffers = self._slots()
         calls = (len(self._order) + experts + 4) * overlap.CALL_WORDS
         self._at = Places(
@@ -407,7 +407,7 @@ class Overlaps(Stretches):
         return taken
 
     def _left(self) -> list[Entry]:
-        """Return the copies ahead that no step has counted, in the order of their start."""
+        """Return the copies ahead that no step has counted: those that landed, then the others."""
         mem, at = self._mem, self._at
         landed = mem[at.landed :][: mem[overlap.NUM_LANDED] * overlap.LANDED_WORDS]
         columns = [overlap.L_KEY, overlap.L_START, overlap.L_FINISH, overlap.L_BUSY]
