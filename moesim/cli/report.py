@@ -13,6 +13,7 @@ from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_com
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.points import check_writable
+from moesim.cli.what_if import print_what_ifs
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def report(
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown for a pull request.")
     ] = False,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if",
+            help="Simulate one run again with a faster link, more slots, perfect prefetch and a "
+            "faster CPU.",
+        ),
+    ] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,6 +83,9 @@ def report(
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
     loaded = load_runs(paths)
+    if what_if:
+        print_what_ifs(loaded, as_json=as_json)
+        return
     if len(loaded) == 1:
         _report_one(loaded[0], out, plots=plots, as_json=as_json)
     else:
