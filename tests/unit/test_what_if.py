@@ -84,7 +84,7 @@ def test_a_link_twice_as_fast_has_twice_the_bandwidth_both_ways(run: Run) -> Non
 def test_slots_double_up_to_all_experts_and_kv_blocks_stay(
     home: Path, slots: int, doubled: int
 ) -> None:
-    small = {"profile": "rtx-4090", "vram": "110MiB"}
+    small = {"profile": "rtx-4090", "vram": f"{60 + 2 * slots}MiB"}
     changes = {"cache": {"slots": slots}, "memory": {"kv": "10%"}, "hardware": small}
     run = run_of(home, f"slots{slots}", **changes)
     more = answers(run)["slots"]
