@@ -121,10 +121,11 @@ def test_counters_are_of_the_whole_run(runs: dict[str, Run], tmp_path: Path) -> 
     assert [each.args["step"] for each in events.on("steps")] == [4, 5, 6]
     blocks = events.counters["KV blocks"]
     assert max(value for _, value in blocks) == run.value("peak_kv_blocks")
-    assert blocks[-1] == (round(run.value("makespan_s") * 1e9), 0)
+    assert blocks[-1][0] == round(run.value("makespan_s") * 1e9)
+    assert blocks[-1][1] == 0
     # The area under the queue is the time that all requests waited.
     queue = events.counters["queue"]
-    area = sum(value * (after - at) for (at, value), (after, _) in pairwise(queue))
+    area = sum(one[1] * (other[0] - one[0]) for one, other in pairwise(queue))
     table = run.table("requests", ["arrival_ns", "scheduled_ns"])
     arrived, scheduled = (sum(column.tolist()) for column in table.values())
     assert area == scheduled - arrived
