@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from moesim.advise.question import Parts, Question
+    from moesim.advice.question import Parts, Question
     from moesim.cli.this_machine import OwnMachine
 
 __all__ = ["register"]
@@ -91,20 +91,20 @@ def advise(
     question = _question(model, parts, numbers, context, goal, load, formats, engine)
     if own is not None and not no_probe:
         question = own.probed(question)
-    from moesim.advise.heading import heading
+    from moesim.advice.heading import heading
 
     if html is not None:
-        from moesim.advise.page import Shown, check_page_path, write_page
+        from moesim.advice.page import Shown, check_page_path, write_page
 
         check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
-    from moesim.advise import tables
-    from moesim.advise.advice import advise as advise_on
-    from moesim.advise.cached import cached_of
-    from moesim.advise.grounds import grounds_of
-    from moesim.advise.price import Pricer
-    from moesim.advise.upgrades import cliff_of, upgrades
+    from moesim.advice import tables
+    from moesim.advice.advice import advise as advise_on
+    from moesim.advice.cached import cached_of
+    from moesim.advice.grounds import grounds_of
+    from moesim.advice.price import Pricer
+    from moesim.advice.upgrades import cliff_of, upgrades
     from moesim.cli.output import echo_json
     from moesim.report.tabular import write_tables
 
@@ -154,7 +154,7 @@ def _parts(
     quiet: bool,
 ) -> tuple[Parts, OwnMachine | None]:
     """Return the parts that are named, or those of this machine where it is asked for."""
-    from moesim.advise.question import Parts
+    from moesim.advice.question import Parts
     from moesim.errors import UsageError
 
     if no_probe and not this_machine:
@@ -179,8 +179,8 @@ def _question(
     formats: list[str] | None,
     engine: str,
 ) -> Question:
-    from moesim.advise.own_card import HOW_TO_DESCRIBE, with_own_card
-    from moesim.advise.question import GOALS, Model, Question, tokens_of
+    from moesim.advice.own_card import HOW_TO_DESCRIBE, with_own_card
+    from moesim.advice.question import GOALS, Model, Question, tokens_of
     from moesim.errors import UsageError
 
     question = Question(

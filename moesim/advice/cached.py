@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moesim.advise.advice import Advice
-from moesim.advise.choice import Choice, Memory, memory_of
-from moesim.advise.price import Priced, Pricer, Span
-from moesim.advise.question import Question
+from moesim.advice.advice import Advice
+from moesim.advice.choice import Choice, Memory, memory_of
+from moesim.advice.price import Priced, Pricer, Span
+from moesim.advice.question import Question
 from moesim.measured.cached import ExpertCache, over_hit_rates
 from moesim.measured.predict import Declined
 from moesim.trace.localities import HitRates, Sizes, hit_rates_like

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from moesim.advise.choice import UBATCHES, Choice
-from moesim.advise.price import PREFILL, Pricer
-from moesim.advise.question import Question
+from moesim.advice.choice import UBATCHES, Choice
+from moesim.advice.price import PREFILL, Pricer
+from moesim.advice.question import Question
 from moesim.errors import UsageError
 from moesim.hardware.overrides import faster_link
 from moesim.measured.predict import Answer, Declined, Prediction

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from moesim.advise.choice import Choice
-from moesim.advise.question import Question, unreadable
+from moesim.advice.choice import Choice
+from moesim.advice.question import Question, unreadable
 from moesim.hardware.vendors import vendor_of
 
 __all__ = ["ktransformers_bytes", "why_not"]

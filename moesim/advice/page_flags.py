@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from moesim.advise.advice import Advice
-from moesim.advise.choice import Choice
-from moesim.advise.flags import PRICED, flags_of
-from moesim.advise.formulas import Formulas
-from moesim.advise.question import Question
+from moesim.advice.advice import Advice
+from moesim.advice.choice import Choice
+from moesim.advice.flags import PRICED, flags_of
+from moesim.advice.formulas import Formulas
+from moesim.advice.question import Question
 
 __all__ = ["flag_forms"]
 

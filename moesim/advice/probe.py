@@ -21,7 +21,7 @@ from threading import Barrier, BrokenBarrierError
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from moesim.advise.detect import Found
+    from moesim.advice.detect import Found
     from moesim.progress import Progress
 
 __all__ = ["Bounds", "Copies", "Reached", "Rounds", "probe", "probe_copies"]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moesim.advise.expression import Expression
-from moesim.advise.fits import Formula, Range, Space
-from moesim.advise.question import GOALS, Question
+from moesim.advice.expression import Expression
+from moesim.advice.fits import Formula, Range, Space
+from moesim.advice.question import GOALS, Question
 
 __all__ = ["Formulas", "Key"]
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import Final
 
-from moesim.advise.question import Parts
+from moesim.advice.question import Parts
 from moesim.errors import UsageError, shown
 from moesim.hardware.parts import gpu_named
 

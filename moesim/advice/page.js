@@ -1,5 +1,5 @@
 "use strict";
-// The arithmetic of moesim/advise/expression.py, and a form that shows its results.
+// The arithmetic of moesim/advice/expression.py, and a form that shows its results.
 
 function evaluate(expression, values) {
   if (typeof expression === "string") {

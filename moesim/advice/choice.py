@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.question import Question
+from moesim.advice.question import Question
 from moesim.hardware.hardware import Hardware
 from moesim.model.shapes import ModelShape
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.choice import (
+from moesim.advice.choice import (
     UBATCHES,
     Choice,
     Memory,
@@ -22,8 +22,8 @@ from moesim.advise.choice import (
     formats_of,
     memory_of,
 )
-from moesim.advise.price import Priced, Pricer
-from moesim.advise.question import Question
+from moesim.advice.price import Priced, Pricer
+from moesim.advice.question import Question
 from moesim.errors import UsageError
 from moesim.measured.predict import Declined
 

@@ -1,6 +1,6 @@
 """A page: the answer as one HTML file that needs no server, network, or other file.
 
-The answer is in the HTML itself. A script evaluates the formulas of `moesim.advise.formulas` for
+The answer is in the HTML itself. A script evaluates the formulas of `moesim.advice.formulas` for
 other settings. The page forbids all loading by a content security policy, which names the hashes of
 its own style and script.
 """
@@ -18,15 +18,15 @@ from string import Template
 from typing import Any, Final
 
 from moesim import __version__
-from moesim.advise.advice import Advice
-from moesim.advise.cached import Cached
-from moesim.advise.flags import flags_of, left_out
-from moesim.advise.formulas import Formulas, formulas_of
-from moesim.advise.grounds import Grounds
-from moesim.advise.heading import heading
-from moesim.advise.page_controls import control_names, controls
-from moesim.advise.page_flags import flag_forms
-from moesim.advise.tables import (
+from moesim.advice.advice import Advice
+from moesim.advice.cached import Cached
+from moesim.advice.flags import flags_of, left_out
+from moesim.advice.formulas import Formulas, formulas_of
+from moesim.advice.grounds import Grounds
+from moesim.advice.heading import heading
+from moesim.advice.page_controls import control_names, controls
+from moesim.advice.page_flags import flag_forms
+from moesim.advice.tables import (
     cache_lines,
     cliff_lines,
     front_table,
@@ -36,8 +36,8 @@ from moesim.advise.tables import (
     terms_table,
     upgrade_table,
 )
-from moesim.advise.terms import Term
-from moesim.advise.upgrades import Cliff, Upgrade
+from moesim.advice.terms import Term
+from moesim.advice.upgrades import Cliff, Upgrade
 from moesim.errors import MoesimError, UsageError, shown
 from moesim.files import as_path, whole_file
 from moesim.measured.predict import Declined
@@ -127,7 +127,7 @@ def _settings(advice: Advice, formulas: Formulas, flags: Iterable[str]) -> str:
 
 
 def _file(name: str) -> str:
-    return (files("moesim.advise") / name).read_text(encoding="utf-8")
+    return (files("moesim.advice") / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

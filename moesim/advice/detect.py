@@ -21,7 +21,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.advise.cards import FoundCard, found_cards
+from moesim.advice.cards import FoundCard, found_cards
 
 __all__ = ["Found", "Limits", "detect", "limits_in", "linux", "macos", "modules_in"]
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Final
 
-from moesim.advise.choice import Choice, memory_of
-from moesim.advise.expression import Expression, evaluate, table
-from moesim.advise.fits import Space
-from moesim.advise.question import Question
+from moesim.advice.choice import Choice, memory_of
+from moesim.advice.expression import Expression, evaluate, table
+from moesim.advice.fits import Space
+from moesim.advice.question import Question
 from moesim.errors import UsageError
 
 __all__ = ["memory_formula"]

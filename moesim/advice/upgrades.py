@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from moesim.advise.advice import Advice, advise
-from moesim.advise.choice import Choice, fewest_on_cpu, formats_of, memory_of
-from moesim.advise.price import Priced, Pricer, Span
-from moesim.advise.question import Question
+from moesim.advice.advice import Advice, advise
+from moesim.advice.choice import Choice, fewest_on_cpu, formats_of, memory_of
+from moesim.advice.price import Priced, Pricer, Span
+from moesim.advice.question import Question
 from moesim.errors import MoesimError
 from moesim.hardware.hardware import Hardware
 from moesim.hardware.overrides import faster_link

@@ -15,9 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.advise.advice import Advice
-from moesim.advise.choice import MEMORY_ASSUMED
-from moesim.advise.price import DISK_NOTE, Pricer
+from moesim.advice.advice import Advice
+from moesim.advice.choice import MEMORY_ASSUMED
+from moesim.advice.price import DISK_NOTE, Pricer
 from moesim.engines.engine import load_engine
 from moesim.measured.predict import Reading
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moesim.advise.question import GOALS, Question
+from moesim.advice.question import GOALS, Question
 
 __all__ = ["heading"]
 

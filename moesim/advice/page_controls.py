@@ -7,9 +7,9 @@ from dataclasses import replace
 from html import escape
 from typing import Final
 
-from moesim.advise.advice import Advice
-from moesim.advise.choice import fewest_on_cpu
-from moesim.advise.formulas import Formulas
+from moesim.advice.advice import Advice
+from moesim.advice.choice import fewest_on_cpu
+from moesim.advice.formulas import Formulas
 
 __all__ = ["control_names", "controls"]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from moesim.advise.choice import UBATCHES, Choice, Memory, memory_of
-from moesim.advise.question import Question
-from moesim.advise.terms import Term, terms_of
+from moesim.advice.choice import UBATCHES, Choice, Memory, memory_of
+from moesim.advice.question import Question
+from moesim.advice.terms import Term, terms_of
 from moesim.measured.cached import ExpertCache
 from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row

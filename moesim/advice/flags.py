@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from moesim.advise.choice import FREE_SHARE, Choice
-from moesim.advise.question import Question
-from moesim.advise.runnable import why_not
+from moesim.advice.choice import FREE_SHARE, Choice
+from moesim.advice.question import Question
+from moesim.advice.runnable import why_not
 
 __all__ = ["PRICED", "flags_of", "left_out"]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from moesim.advise.cards import FoundCard
-from moesim.advise.detect import Found
-from moesim.advise.probe import Reached, Rounds
-from moesim.advise.question import Parts
+from moesim.advice.cards import FoundCard
+from moesim.advice.detect import Found
+from moesim.advice.probe import Reached, Rounds
+from moesim.advice.question import Parts
 from moesim.errors import UsageError
 from moesim.hardware.parts import assemble, cpu_named, gpu_named, memory_named
 

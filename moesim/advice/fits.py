@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.advise.expression import Expression, affine, evaluate, table
-from moesim.advise.samples import BANDWIDTHS, Setting
+from moesim.advice.expression import Expression, affine, evaluate, table
+from moesim.advice.samples import BANDWIDTHS, Setting
 
 __all__ = [
     "TOLERANCE",

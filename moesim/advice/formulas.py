@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
-from moesim.advise.advice import Advice
-from moesim.advise.choice import UBATCHES
-from moesim.advise.expression import Expression
-from moesim.advise.fits import (
+from moesim.advice.advice import Advice
+from moesim.advice.choice import UBATCHES
+from moesim.advice.expression import Expression
+from moesim.advice.fits import (
     TOLERANCE,
     Formula,
     Range,
@@ -28,10 +28,10 @@ from moesim.advise.fits import (
     range_of,
     shifted,
 )
-from moesim.advise.formula_set import Formulas, Key
-from moesim.advise.memory_formulas import memory_formula
-from moesim.advise.price import Priced
-from moesim.advise.samples import BANDWIDTHS, Samples, Setting, base_of
+from moesim.advice.formula_set import Formulas, Key
+from moesim.advice.memory_formulas import memory_formula
+from moesim.advice.price import Priced
+from moesim.advice.samples import BANDWIDTHS, Samples, Setting, base_of
 from moesim.errors import MoesimError, UsageError
 
 __all__ = ["Formulas", "formulas_of"]

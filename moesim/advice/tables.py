@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from moesim.advise.advice import Advice
-from moesim.advise.cached import Cached
-from moesim.advise.choice import Choice, Memory
-from moesim.advise.flags import flags_of, left_out
-from moesim.advise.grounds import Grounds
-from moesim.advise.heading import heading
-from moesim.advise.price import Priced, Span
-from moesim.advise.terms import Term
-from moesim.advise.upgrades import MOST_CONTEXT, Cliff, Upgrade
+from moesim.advice.advice import Advice
+from moesim.advice.cached import Cached
+from moesim.advice.choice import Choice, Memory
+from moesim.advice.flags import flags_of, left_out
+from moesim.advice.grounds import Grounds
+from moesim.advice.heading import heading
+from moesim.advice.price import Priced, Span
+from moesim.advice.terms import Term
+from moesim.advice.upgrades import MOST_CONTEXT, Cliff, Upgrade
 from moesim.config.units import format_bytes
 from moesim.measured.predict import Declined
 from moesim.model.shapes import ModelShape
