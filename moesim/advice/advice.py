@@ -10,8 +10,9 @@ from a disk, it is the fastest.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.advice.choice import (
     UBATCHES,
@@ -27,6 +28,14 @@ from moesim.advice.question import Question
 from moesim.errors import UsageError
 from moesim.measured.predict import Declined
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moesim.advice.cached import Cached
+    from moesim.advice.grounds import Grounds
+    from moesim.advice.terms import Term
+    from moesim.advice.upgrades import Cliff, Upgrade
+
 __all__ = ["Advice", "advise", "front_of", "recommended"]
 
 _LEAST_BITS: Final = 4.0
@@ -35,15 +44,87 @@ _CLOSE: Final = 0.005
 """Speeds that differ by less are equal."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, repr=False)
 class Advice:
-    """The answer to a question: all priced choices, the front, and the recommended one."""
+    """The answer to a question: all priced choices, the front, and the recommended one.
+
+    `declined` are choices without a price, each with the reason. Other parts of the answer are
+    computed when they are asked for.
+    """
 
     question: Question
     priced: tuple[Priced, ...]
     front: tuple[Priced, ...]
     best: Priced
-    declined: tuple[tuple[Choice, str], ...] = ()
+    declined: tuple[tuple[Choice, str], ...]
+    pricer: Pricer = field(compare=False)
+
+    def __repr__(self) -> str:
+        from moesim.advice.heading import heading
+        from moesim.advice.tables import recommendation
+
+        return "\n".join((heading(self.question), *recommendation(self)))
+
+    def _repr_html_(self) -> str:
+        """Return the best choice of each format as a table, for a notebook."""
+        from moesim.advice.tables import front_table
+        from moesim.report.notebook import html_table
+
+        table = front_table(self)
+        rows = [[cell.text for cell in row] for row in table.rows]
+        return html_table(f"{self!r}\n{table.title}", table.columns, rows)
+
+    @cached_property
+    def terms(self) -> Sequence[Term]:
+        """What takes the time of a step of the recommended choice, in ms, the longest first."""
+        return self.pricer.terms(self.best.choice)
+
+    @cached_property
+    def grounds(self) -> Grounds:
+        """What the answer rests on, and how far such answers were from measurements."""
+        from moesim.advice.grounds import grounds_of
+
+        return grounds_of(self, self.pricer)
+
+    @cached_property
+    def cliff(self) -> Cliff:
+        """What happens with longer contexts than asked."""
+        from moesim.advice.upgrades import cliff_of
+
+        return cliff_of(self, self.pricer)
+
+    @cached_property
+    def upgrades(self) -> Sequence[Upgrade]:
+        """What would help most, with the time of a request that it saves."""
+        from moesim.advice.upgrades import upgrades
+
+        return upgrades(self)
+
+    @cached_property
+    def cached(self) -> Cached | Declined:
+        """What an expert cache on the GPU would give, or why none is priced."""
+        from moesim.advice.cached import cached_of
+
+        return cached_of(self)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the whole answer as plain data, the content of `moesim advise --json`."""
+        from moesim.advice.tables import as_plain, extras_as_plain
+
+        extras = extras_as_plain(self.terms, self.upgrades, self.cliff, self.cached)
+        return {**as_plain(self, self.grounds), **extras}
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The front as a pandas DataFrame, one row per choice, with units in the columns.
+
+        Speeds are in tokens/s, with the ends of their intervals in `low` and `high`.
+        """
+        import pandas as pd  # slow to import, and only needed here
+
+        from moesim.advice.tables import as_plain
+
+        return pd.json_normalize(as_plain(self)["front"], sep="_")
 
     def by_format(self) -> list[Priced]:
         """Return the choice that would be recommended of each format, the most bits first."""
@@ -101,7 +182,8 @@ def advise(
     if not priced:
         raise UsageError(f"no choice can be priced: {declined[0][1]}")
     priced.sort(key=lambda one: asked.index(one.choice))
-    return Advice(question, tuple(priced), front_of(priced), recommended(priced), tuple(declined))
+    best, front = recommended(priced), front_of(priced)
+    return Advice(question, tuple(priced), front, best, tuple(declined), pricer)
 
 
 def _too_slow(choice: Choice, priced: Sequence[Priced], pricer: Pricer) -> bool:

@@ -43,7 +43,7 @@ from moesim.files import as_path, whole_file
 from moesim.measured.predict import Declined
 from moesim.report.tabular import Table
 
-__all__ = ["Shown", "check_page_path", "page_of", "write_page"]
+__all__ = ["Shown", "check_page_path", "page_of", "shown_of", "write_page"]
 
 _ENDINGS: Final = (".html", ".htm")
 _SIGNS: Final = {"best": " ▲ recommended"}
@@ -63,6 +63,11 @@ class Shown:
     upgrades: Sequence[Upgrade]
     grounds: Grounds
     cached: Cached | Declined
+
+
+def shown_of(advice: Advice) -> Shown:
+    """Return what the page of an advice shows, computed from it."""
+    return Shown(advice.terms, advice.cliff, advice.upgrades, advice.grounds, advice.cached)
 
 
 def check_page_path(path: str) -> None:

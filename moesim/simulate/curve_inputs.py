@@ -1,22 +1,24 @@
-"""What `moesim curve` is given as text: capacities, the size of an expert, and a link."""
+"""What a curve is given as text: the size of an expert, and a link."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
+from moesim.config.units import exact_bandwidth, parse_bandwidth, parse_bytes
+from moesim.errors import UsageError
+from moesim.hardware import load_hardware
+from moesim.model.hf_config import load_shape, shape_from_config
+from moesim.model.shapes import named_shape
+from moesim.report.curve_points import CopyLink
 
 if TYPE_CHECKING:
-    from moesim.report.curve_points import CopyLink
     from moesim.trace import Trace
 
-__all__ = ["check", "link_of", "numbers", "size_of_an_expert"]
+__all__ = ["check", "link_of", "size_of_an_expert"]
 
 
 def check(size: tuple[int, str] | None, link: CopyLink | None, seed: int) -> None:
     """Raise `UsageError` for a negative seed, or a link where no size of an expert is known."""
-    from moesim.errors import UsageError
-
     if seed < 0:
         raise UsageError(f"seed must not be negative, not {seed}")
     if link is not None and size is None:
@@ -27,18 +29,13 @@ def check(size: tuple[int, str] | None, link: CopyLink | None, seed: int) -> Non
 
 
 def size_of_an_expert(
-    trace: Trace, model: str | None, expert_bytes: str | None
+    trace: Trace, model: str | None, expert_bytes: str | int | None
 ) -> tuple[int, str] | None:
     """Return the bytes of an expert and where they are from; None where they are not known.
 
     Raises:
         UsageError: a size or model is wrong, or the model's experts are not those of the trace.
     """
-    from moesim.config.units import parse_bytes
-    from moesim.errors import UsageError
-    from moesim.model.hf_config import load_shape, shape_from_config
-    from moesim.model.shapes import named_shape
-
     if expert_bytes is not None and model is not None:
         raise UsageError("--expert-bytes and --model both state a size; leave one of them away")
     if expert_bytes is not None:
@@ -78,11 +75,6 @@ def size_of_an_expert(
 
 def link_of(text: str) -> CopyLink:
     """Return the link of a bandwidth, or of a hardware profile. Raise `UsageError` otherwise."""
-    from moesim.config.units import exact_bandwidth, parse_bandwidth
-    from moesim.errors import UsageError
-    from moesim.hardware import load_hardware
-    from moesim.report.curve_points import CopyLink
-
     try:
         bytes_per_s = parse_bandwidth(text)
     except ValueError:
@@ -97,13 +89,3 @@ def link_of(text: str) -> CopyLink:
     if bytes_per_s < 1:
         raise UsageError(f"--link {text}: must be positive")
     return CopyLink(exact_bandwidth(bytes_per_s), bytes_per_s)
-
-
-def numbers(text: str) -> list[int]:
-    """Return the whole numbers of a list with commas. Raise `typer.BadParameter` otherwise."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is not a list of whole numbers like 4,8,16", param_hint="--capacity"
-        ) from None
