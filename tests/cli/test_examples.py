@@ -13,7 +13,7 @@ from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 from moesim.policies import View, find, registry
 from moesim.policies.eviction import CacheContext
 
-PLUGIN = ROOT / "examples/plugin/moesim_hyperbolic.py"
+PLUGIN = ROOT / "examples/plugins/eviction/moesim_hyperbolic.py"
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ The age of a key is the number of layer events since it was admitted. So a key t
 long ago loses its slot in time, which plain LFU does not achieve. Blankstein, Sen & Freedman
 (USENIX ATC 2017) weigh a sample of the keys by this rule; here all are weighed.
 
-After `pip install ./examples/plugin`, scenarios can say `cache: {policy: hyperbolic}`. The entry
-point in pyproject.toml makes moesim import this module, and `register` adds the class.
+After `pip install ./examples/plugins/eviction`, scenarios can say `cache: {policy: hyperbolic}`.
+The entry point in pyproject.toml makes moesim import this module, and `register` adds the class.
 """
 
 from __future__ import annotations
