@@ -18,7 +18,7 @@ result = moesim.run(SCENARIO)
 print(result)
 
 summary = result.summary
-print(f"{summary['output_tokens_per_s']:.1f} output tokens/s, simulated with assumed costs")
+print(f"{summary['decode_mean_tokens_per_s']:.1f} tokens/s for the user, with assumed costs")
 print(f"expert hits: {summary['expert_hit_rate']:.1%} of accesses", end="; ")
 print(f"with the best evictions {summary['min_hit_rate']:.1%}")
 print(f"limited by the {summary['verdict']}:")

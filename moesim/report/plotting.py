@@ -86,11 +86,15 @@ class ComparisonPlots:
     _comparison: Comparison
 
     def metric(
-        self, key: str = "output_tokens_per_s", setting: str | None = None, ax: Axes | None = None
+        self,
+        key: str = "decode_mean_tokens_per_s",
+        setting: str | None = None,
+        ax: Axes | None = None,
     ) -> Axes:
         """Draw a headline metric of each variant, with intervals if there are several seeds.
 
-        `key` is that of a metric in the chart `side_by_side`: `output_tokens_per_s`, `hits`, …
+        `key` is that of a metric in the chart `side_by_side`: by default the decode speed of one
+        user; `output_tokens_per_s`, `hits`, …
 
         Raises:
             UsageError: the chart has no such metric or setting.

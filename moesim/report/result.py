@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.config.suggest import suggest
 from moesim.errors import UsageError
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "StoredTables"]
 
-_LONGEST_PATH = 60
-"""Characters of the folder that `repr` shows."""
+_LONGEST_TEXT: Final = 125
+_LONGEST_PATH: Final = 50
+"""Characters of the numbers and of the folder that `repr` shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,10 @@ class Result:
         place = "not written" if self.path is None else str(self.path)
         if len(place) > _LONGEST_PATH:
             place = f"…{place[-_LONGEST_PATH:]}"
-        return f"<Result {in_short(self.summary)}; {place}>"
+        text = in_short(self.summary)
+        if len(text) > _LONGEST_TEXT:  # a name may be long
+            text = f"…{text[-_LONGEST_TEXT:]}"
+        return f"<Result {text}; {place}>"
 
     def _repr_html_(self) -> str:
         """Return a table of the headline numbers, for a notebook."""
