@@ -26,4 +26,4 @@ for part in summary["verdict_reason"].split("; "):
     print(f"  {part}")
 
 worst = result.layers.nlargest(1, "misses").iloc[0]
-print(f"layer {worst['layer']} misses most: {worst['misses']} of {worst['accesses']} accesses")
+print(f"layer {worst.layer:.0f} misses most: {worst.misses:.0f} of {worst.accesses:.0f} accesses")

@@ -41,11 +41,11 @@ class Result:
     `requests`, `steps`, `layers` and `timeline` are the tables as pandas DataFrames, and `plot`
     draws them. docs/results.md explains every key and column.
 
-    >>> result = moesim.run("scenarios/quickstart.yaml")
+    >>> result = moesim.run("scenarios/quickstart.yaml", overrides={"workload.requests": 2})
     >>> result.summary["misses"]
-    37
-    >>> result.requests["arrival_ns"].max()
-    0
+    893
+    >>> result.requests[["prompt_tokens", "output_tokens"]].sum().tolist()
+    [86, 68]
     """
 
     scenario: Scenario

@@ -64,8 +64,8 @@ def curve(
 
     >>> moesim.curve("traces/deep", ["lru"], capacities=[2, 4])[["slots_per_layer", "hit_rate"]]
        slots_per_layer  hit_rate
-    0                2  0.000000
-    1                4  0.000000
+    0                2  0.652034
+    1                4  0.887181
     """
     import pandas as pd  # slow to import, and only needed here
 

@@ -185,8 +185,8 @@ def run(
         PolicyViolation: a policy broke the rules of its interface.
         OutputError: `out` holds something else, or cannot be written.
 
-    >>> moesim.run("scenarios/quickstart.yaml", overrides={"cache.policy": "lfu"})
-    <Result quickstart: 16 requests, 1.234 s, 12.34 output tokens/s, 12% stalled; not written>
+    >>> moesim.run("scenarios/quickstart.yaml", overrides={"cache.policy": "lfu", "bounds": False})
+    <Result quickstart: 16 requests, 33.86 s, ..., 79% stalled; not written>
     """
     scenario = load_scenario(scenario, overrides)
     if scenario.sweep:

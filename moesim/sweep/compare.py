@@ -55,7 +55,8 @@ def compare(
         OutputError: `out` cannot be written, or holds runs of another scenario.
         MoesimError: all points failed; the error is that of the first.
 
-    >>> moesim.compare("scenarios/quickstart.yaml", sweep={"cache.policy": ["lru", "lfu"]})
+    >>> sweep = {"cache.policy": ["lru", "lfu"]}
+    >>> moesim.compare("scenarios/quickstart.yaml", sweep=sweep, overrides={"bounds": False})
     <Comparison: 2 runs in 2 rows, 2 variants, 1 settings>
     """
     from moesim.scenario import load_scenario
