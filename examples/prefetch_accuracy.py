@@ -2,6 +2,7 @@
 
 The prefetch `dial` knows the future and spoils it: it predicts a stated share of the true experts
 (recall), and a stated share of what it predicts is right (precision). It is a bound, not a policy.
+The link limits this machine, so copies of wrong experts delay those that are needed.
 """
 
 import moesim
