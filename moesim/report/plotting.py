@@ -200,7 +200,7 @@ def _drawn(
         axes.set_xlabel(f"{axes.get_xlabel()}\n{source}", fontsize=_SMALL)
         if entries:  # the chart's own legend is in the chart's figure
             columns = min(entries, _LEGEND_COLUMNS)
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, fontsize=7)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=columns, fontsize=7)
     return axes
 
 
