@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import runpy
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from paths import ROOT
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
@@ -158,3 +160,44 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path: Path) -> None:
     kinds = [{kind for each in cell.outputs for kind in each.get("data", {})} for cell in cells]
     assert "text/html" in kinds[0]  # a table, not a line
     assert sum("image/png" in each for each in kinds) == 3
+
+
+@pytest.mark.slow
+def test_the_gate_refuses_a_worse_policy_and_passes_the_same_one(tmp_path: Path) -> None:
+    program = tmp_path / "bin/moesim"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m moesim "$@"\n')
+    program.chmod(0o755)
+    for checkout in ("base", "new"):
+        shutil.copytree(EXAMPLES / "ci_gate", tmp_path / checkout / "examples/ci_gate")
+        (tmp_path / checkout / "traces").symlink_to(ROOT / "traces")
+    policy = tmp_path / "new/examples/ci_gate/policy.py"
+
+    def gate() -> subprocess.CompletedProcess[str]:
+        command = ["sh", "new/examples/ci_gate/gate.sh", "base/examples/ci_gate"]
+        variables = {"PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    same = gate()
+    assert same.returncode == 0, same.stderr
+    assert "passed: all 2 thresholds hold" in same.stdout
+    policy.write_text(policy.read_text().replace("RECENCY = 1", "RECENCY = -1"))
+    worse = gate()
+    assert worse.returncode == 3, worse.stderr
+    assert "failed: 2 of 2 thresholds exceeded" in worse.stdout
+
+
+def test_the_workflow_runs_the_script_on_the_base_branch_and_fails_with_it() -> None:
+    workflow = yaml.safe_load((EXAMPLES / "ci_gate/workflow.yml").read_text())
+    steps = workflow["jobs"]["gate"]["steps"]
+    checkouts = {step["with"]["path"]: step["with"].get("ref") for step in steps if "with" in step
+                 and "path" in step["with"]}  # fmt: skip
+    assert checkouts == {"new": None, "base": "${{ github.base_ref }}"}
+    script = steps[-1]["run"]
+    for place in ("new/examples/ci_gate/gate.sh", "base/examples/ci_gate"):
+        assert place in script
+        assert (ROOT / place.split("/", 1)[1]).exists()
+    assert script.rstrip().endswith('exit "${code:-0}"')
