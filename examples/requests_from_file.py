@@ -21,9 +21,7 @@ SCENARIO = {
 
 requests = moesim.run(SCENARIO).requests
 print("arrival  waits for its first step  first token after  finished after")
-for row in requests.itertuples():
-    waits, first, last = (
-        (time_ns - row.arrival_ns) / 1e9
-        for time_ns in (row.scheduled_ns, row.first_token_ns, row.finish_ns)
-    )
-    print(f"{row.arrival_ns / 1e9:6.1f}s {waits:24.2f}s {first:17.2f}s {last:14.2f}s")
+for row in requests.to_dict("records"):
+    arrival, first, last = (row[key] / 1e9 for key in ("arrival_ns", "first_token_ns", "finish_ns"))
+    waits = row["queue_ns"] / 1e9
+    print(f"{arrival:6.1f}s {waits:24.2f}s {first - arrival:17.2f}s {last - arrival:14.2f}s")
