@@ -171,6 +171,15 @@ def test_a_notebook_shows_a_table_with_everything_escaped(
     assert "synthetic routing" in comparison._repr_html_()
 
 
+def test_no_cell_of_a_table_becomes_markup() -> None:
+    from moesim.report.notebook import html_table
+
+    shown = html_table("a", ("<i>",), [("<script>",), ("&",)])
+    assert "<td>&lt;script&gt;</td>" in shown
+    assert "<td>&amp;</td>" in shown
+    assert "<th>&lt;i&gt;</th>" in shown
+
+
 # Scenarios from Python
 
 
