@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from moesim.config.markers import BASE_DIR, file_under, seen_from
-from moesim.config.validation import COMMAND_LINE, order, validate
+from moesim.config.validation import COMMAND_LINE, OVERRIDE, order, validate
 from moesim.config.yaml_document import (
     Document,
     KeyPath,
@@ -26,9 +26,6 @@ from moesim.scenario.sweep import expand_sweep
 from moesim.scenario.system import with_system
 
 __all__ = ["load_scenario"]
-
-OVERRIDE: Final = "override "
-"""The start of the place of a value that an override from Python sets."""
 
 
 def load_scenario(

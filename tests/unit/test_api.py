@@ -196,12 +196,26 @@ def test_every_mistake_from_python_names_its_key(scenario: dict[str, Any]) -> No
     with pytest.raises(ScenarioError) as caught:
         moesim.run(wrong, overrides={"seed": "x", "cache.": 1, "trce": 2})
     assert [problem.split(": ")[:2] for problem in caught.value.problems] == [
-        ["override seed", "seed"],
-        ["override trce", "trce"],
         ["scenario", "cache.polcy"],
         ["scenario", "prefetch"],
+        ["override seed", "seed"],
+        ["override trce", "trce"],
         ["override cache.", "write a dotted key and a value, as in {'seed'"],
     ]
+
+
+def test_a_relative_path_of_an_override_starts_at_the_working_directory(
+    scenario: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    moesim.load_trace(scenario["trace"]).save(tmp_path / "mine")
+    file = tmp_path / "home/scenario.yaml"
+    file.write_text(moesim.load_scenario(scenario).text_for(file.parent))
+    monkeypatch.chdir(tmp_path)
+    mine = moesim.load_scenario(file, {"trace": "mine"})
+    assert mine.trace_path.resolve() == tmp_path / "mine"
+    with pytest.raises(ScenarioError, match=r"override trace: trace: .*'absent'"):
+        moesim.run(file, overrides={"trace": "absent"})
 
 
 # Comparisons
