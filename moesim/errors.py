@@ -47,6 +47,11 @@ __all__ = [
 ]
 
 
+def described(error: Exception) -> str:
+    """Return the message of an error; only a foreseen one says enough without its type."""
+    return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
+
+
 def shown(value: object, most: int = 60) -> str:
     """Return a value for a message, cut at `most` characters.
 

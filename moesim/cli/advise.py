@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from moesim.advise.question import Parts, Question
+    from moesim.advice.question import Parts
     from moesim.cli.this_machine import OwnMachine
 
 __all__ = ["register"]
@@ -88,59 +88,50 @@ def advise(
     """
     numbers = (vram, gpu_bandwidth, gpu_tflops)
     parts, own = _parts(gpu, cpu, ram, pcie, this_machine, no_probe, as_json)
-    question = _question(model, parts, numbers, context, goal, load, formats, engine)
+    from moesim.advice.ask import question_of
+
+    question = question_of(model, parts, numbers, context, goal, load, tuple(formats or ()), engine)
     if own is not None and not no_probe:
         question = own.probed(question)
-    from moesim.advise.heading import heading
+    from moesim.advice.heading import heading
 
     if html is not None:
-        from moesim.advise.page import Shown, check_page_path, write_page
+        from moesim.advice.page import check_page_path, shown_of, write_page
 
         check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
-    from moesim.advise import tables
-    from moesim.advise.advice import advise as advise_on
-    from moesim.advise.cached import cached_of
-    from moesim.advise.grounds import grounds_of
-    from moesim.advise.price import Pricer
-    from moesim.advise.upgrades import cliff_of, upgrades
+    from moesim.advice import tables
+    from moesim.advice.advice import advise as advise_on
     from moesim.cli.output import echo_json
     from moesim.report.tabular import write_tables
 
-    pricer = Pricer(question)
-    advice = advise_on(question, pricer, thorough=every)
-    terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
+    advice = advise_on(question, thorough=every)
     if as_json:
-        cliff, better, cached = cliff_of(advice, pricer), upgrades(advice), cached_of(advice)
-        if html:
-            write_page(html, advice, Shown(terms, cliff, better, grounds, cached))
-        extras = tables.extras_as_plain(terms, better, cliff, cached)
-        machine = {"this_machine": own.plain()} if own else {}
-        echo_json({**tables.as_plain(advice, grounds), **extras, **machine})
+        if html is not None:
+            write_page(html, advice, shown_of(advice))
+        echo_json({**advice.plain(), **({"this_machine": own.plain()} if own else {})})
         return
     shown = [tables.front_table(advice, whole=every), tables.memory_table(advice.best.memory)]
-    write_tables([*shown, tables.terms_table(terms)] if explain else shown)
+    write_tables([*shown, tables.terms_table(advice.terms)] if explain else shown)
     typer.echo()
     typer.echo("\n".join(tables.recommendation(advice)))
-    for line in grounds.caution():
+    for line in advice.grounds.caution():
         typer.echo(line)
-    typer.echo(f"limited by: {terms[0].name} ({terms[0].share:.0%} of the time of a token)")
-    cliff = cliff_of(advice, pricer)
-    typer.echo("\n".join(tables.cliff_lines(advice, cliff)))
-    cached = cached_of(advice)
-    typer.echo("\n".join(tables.cache_lines(cached)))
+    term = advice.terms[0]
+    typer.echo(f"limited by: {term.name} ({term.share:.0%} of the time of a token)")
+    typer.echo("\n".join(tables.cliff_lines(advice, advice.cliff)))
+    typer.echo("\n".join(tables.cache_lines(advice.cached)))
     typer.echo()
-    better = upgrades(advice)
-    if better:
-        write_tables([tables.upgrade_table(advice, better)])
+    if advice.upgrades:
+        write_tables([tables.upgrade_table(advice, advice.upgrades)])
     else:
         typer.echo("none of the upgrades that are tried saves time")
     typer.echo("\nwhat the answer rests on")
-    for line in grounds.lines():
+    for line in advice.grounds.lines():
         typer.echo(f"  {line}")
-    if html:
-        write_page(html, advice, Shown(terms, cliff, better, grounds, cached))
+    if html is not None:
+        write_page(html, advice, shown_of(advice))
         typer.echo(f"\npage: {html}")
 
 
@@ -154,7 +145,7 @@ def _parts(
     quiet: bool,
 ) -> tuple[Parts, OwnMachine | None]:
     """Return the parts that are named, or those of this machine where it is asked for."""
-    from moesim.advise.question import Parts
+    from moesim.advice.question import Parts
     from moesim.errors import UsageError
 
     if no_probe and not this_machine:
@@ -167,35 +158,3 @@ def _parts(
 
     own = OwnMachine(gpu, cpu, ram, pcie, quiet=quiet)
     return own.parts, own
-
-
-def _question(
-    model: str,
-    parts: Parts,
-    card: tuple[str, str, str],
-    context: str,
-    goal: Literal["chat", "agent", "batch", "rag"],
-    load: int | None,
-    formats: list[str] | None,
-    engine: str,
-) -> Question:
-    from moesim.advise.own_card import HOW_TO_DESCRIBE, with_own_card
-    from moesim.advise.question import GOALS, Model, Question, tokens_of
-    from moesim.errors import UsageError
-
-    question = Question(
-        Model.of(model),
-        with_own_card(parts, *card),
-        tokens_of(context),
-        goal,
-        GOALS[goal].load if load is None else load,
-        (engine,),
-        tuple(dict.fromkeys(formats or ())),
-    )
-    try:
-        _ = question.machine  # its mistakes are those of the question
-    except UsageError as error:
-        if str(error).startswith("no graphics card"):
-            raise UsageError(f"{error}; {HOW_TO_DESCRIBE}") from error
-        raise
-    return question

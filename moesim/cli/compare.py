@@ -16,7 +16,6 @@ from moesim.cli.points import (
     OnOption,
     WorkersOption,
     backend_of,
-    described,
     echo_failures,
     exit_code,
     run_into,
@@ -102,8 +101,8 @@ def _compared(
 
     Return the points that failed, and whether any succeeded.
     """
-    from moesim.report import compare_runs, load_run, write_comparison
-    from moesim.sweep import check_points, points_of, unfinished
+    from moesim.report import write_comparison
+    from moesim.sweep import check_points, comparison_of, points_of, unfinished
 
     folder = output.folder
     points = points_of(loaded, folder / "runs", copied=output.copied)
@@ -119,25 +118,22 @@ def _compared(
             folder / "runs", missing, len(points), backend, force=force, saved=output.save_run
         )
         # Points that worked are reported although others failed.
-        failed = {point.folder for point, _ in failures}
-        runs = [load_run(point.folder) for point in points if point.folder not in failed]
-        lines = [f"{point.label}: {described(error).splitlines()[0]}" for point, error in failures]
-        if runs:
-            comparison = compare_runs(runs)
+        comparison = comparison_of(points, failures)
+        if comparison is not None:
             write_comparison(
                 comparison,
                 folder,
                 name=loaded.name,
                 command=command,
-                failures=lines,
+                failures=comparison.failures,
                 plots=plots,
             )
     output.save_rest()
-    if runs:
-        print_comparison(comparison, output.shown, lines, as_json=as_json)
+    if comparison is not None:
+        print_comparison(comparison, output.shown, comparison.failures, as_json=as_json)
     if failures:
         echo_failures(failures, len(points))
-    return failures, bool(runs)
+    return failures, comparison is not None
 
 
 def _taken_out(file: Path, loaded: Scenario) -> str:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from moesim.cli.curve_inputs import check, link_of, numbers, size_of_an_expert
-
 if TYPE_CHECKING:
     from moesim.report.curve import CurveReport
-    from moesim.report.curve_points import CopyLink, CurvePoint
-    from moesim.trace import Trace
+    from moesim.report.curve_points import CurvePoint
 
 __all__ = ["register"]
 
@@ -106,92 +103,38 @@ def curve(
     from moesim.cli.progress import progress
     from moesim.files import may_replace, whole_folder
     from moesim.report.curve import FILES, write_curve
-    from moesim.report.curve_points import Resampling, curve_points
-    from moesim.simulate.curve import curve_hits
-    from moesim.trace import load_trace
+    from moesim.report.curve_points import Resampling
+    from moesim.simulate.curve_report import curve_report
 
-    loaded = load_trace(trace)
-    names = list(dict.fromkeys(policy))  # a policy named twice is one column
-    size = size_of_an_expert(loaded, model, expert_bytes)
-    copies = None if link is None else link_of(link)
-    check(size, copies, seed)
     if out is not None and out.exists():  # before the replay, which may be long
         may_replace(out, force, FILES)
     resampling = Resampling(resamples, seed) if intervals or out is not None else None
     with progress() as show:
-        found = curve_hits(
-            loaded, names, scope=scope, capacities=None if capacity is None else numbers(capacity),
-            batch=batch, replay=replay, admission=admission, seed=seed,
-            by_request=resampling is not None, progress=show,
+        report = curve_report(
+            trace, policy, scope=scope, capacities=None if capacity is None else _numbers(capacity),
+            batch=batch, replay=replay, admission=admission, seed=seed, model=model,
+            expert_bytes=expert_bytes, link=link, resampling=resampling, progress=show,
         )  # fmt: skip
-    points = curve_points(
-        found, loaded.num_layers, expert_bytes=None if size is None else size[0], link=copies,
-        resampling=resampling,
-    )  # fmt: skip
-    how = _replayed(loaded, scope, batch, replay, admission)
-    report = _report(trace, loaded, points, how, size, copies, resampling)
+    names = list(dict.fromkeys(policy))
     if out is not None:
         with whole_folder(out, force=force, ours=FILES) as folder:
             write_curve(report, folder, plots=plots)
     if as_json:
-        rates = {name: dict(zip(found.capacities, found.rates(name).tolist(), strict=True))
+        rates = {name: {p.capacity: p.hit_rate for p in report.points if p.policy == name}
                  for name in names}  # fmt: skip
         echo_json(rates if out is None else {"out": str(out), **report.as_plain()})
         return
-    typer.echo(f"# {_routing(loaded)}; {how}")
+    typer.echo(f"# {report.about['routing']}; {report.about['replay']}")
     shown = link is not None or model is not None or expert_bytes is not None
     _print(report, names, intervals=intervals, sizes=shown)
     if out is not None:
         typer.echo(f"\n{out}")
 
 
-def _report(
-    path: Path,
-    trace: Trace,
-    points: Sequence[CurvePoint],
-    how: str,
-    size: tuple[int, str] | None,
-    link: CopyLink | None,
-    resampling: Any,
-) -> CurveReport:
-    from moesim.report.curve import BOUND, RESAMPLED, CurveReport
-    from moesim.report.statistics import CONFIDENCE
-
-    routing = _routing(trace)
-    about: dict[str, Any] = {
-        "trace": path.resolve().name,
-        "routing": routing,
-        "synthetic": trace.meta.synthetic,
-        "replay": how,
-        "expert": None if size is None else {"bytes": size[0], "source": size[1]},
-        "link": None,
-        "intervals": None,
-    }
-    caption = f"{routing[0].upper()}{routing[1:]}; {how}."
-    if size is not None:
-        caption += f" Experts of {_size_text(size)}."
-    if link is not None:
-        about["link"] = {
-            "name": link.name, "bytes_per_s": link.bytes_per_s, "latency_ns": link.latency_ns,
-            "bound": BOUND,
-        }  # fmt: skip
-        caption += f" Link: {_link_text(link)}."
-    if resampling is not None:
-        about["intervals"] = {
-            "confidence": CONFIDENCE,
-            "method": "percentile bootstrap over requests",
-            "resamples": resampling.resamples,
-            "seed": resampling.seed,
-            "requests": trace.num_requests,
-            "note": RESAMPLED,
-        }
-    names = list(dict.fromkeys(point.policy for point in points))
-    return CurveReport(points, about, caption, _knowing_the_future(names))
-
-
 def _print(report: CurveReport, names: Sequence[str], *, intervals: bool, sizes: bool) -> None:
     """Print the hit rates and, if asked for, intervals, missed bytes and the bound."""
     from moesim.report.marks import FORESEES, marked
+    from moesim.simulate.curve_report import link_line, size_text
 
     if report.foresees:
         typer.echo(f"# {', '.join(report.foresees)}: {FORESEES}: a bound, not a policy")
@@ -214,12 +157,12 @@ def _print(report: CurveReport, names: Sequence[str], *, intervals: bool, sizes:
         expert = about["expert"]
         typer.echo(
             "\n# missed bytes (MiB per token), with experts of "
-            f"{_size_text((expert['bytes'], expert['source']))}"
+            f"{size_text((expert['bytes'], expert['source']))}"
         )
         _columns(report.points, names, heads,
                  lambda point: f"{(point.miss_bytes_per_token or 0) / 2**20:.1f}")  # fmt: skip
     if about["link"] is not None:
-        typer.echo(f"\n# {about['link']['bound']} (ms per token; {_link_line(about['link'])})")
+        typer.echo(f"\n# {about['link']['bound']} (ms per token; {link_line(about['link'])})")
         _columns(report.points, names, heads,
                  lambda point: f"{(point.bound_ns_per_token or 0) / 1e6:.2f}")  # fmt: skip
 
@@ -244,63 +187,11 @@ def _columns(
         typer.echo(f"{capacity:8d}{row}")
 
 
-def _size_text(size: tuple[int, str]) -> str:
-    from moesim.config.units import format_bytes
-
-    return f"{format_bytes(size[0])} ({size[1]})"
-
-
-def _link_text(link: CopyLink) -> str:
-    return _link_line(
-        {"name": link.name, "bytes_per_s": link.bytes_per_s, "latency_ns": link.latency_ns}
-    )
-
-
-def _link_line(link: dict[str, Any]) -> str:
-    """Return the name, bandwidth and latency of a link."""
-    from moesim.config.units import exact_bandwidth, format_duration_ns
-
-    speed = exact_bandwidth(link["bytes_per_s"])
-    name = "" if link["name"] == speed else f"{link['name']}, "
-    latency = link["latency_ns"]
-    return f"{name}{speed}, {format_duration_ns(latency) if latency else 'no latency'} per copy"
-
-
-def _routing(trace: Trace) -> str:
-    """Return whose routing a trace holds, and how much of it."""
-    name = f"routing of {trace.meta.model}"
-    if trace.meta.synthetic:
-        name = "SYNTHETIC ROUTING, drawn at random, made by no model"
-    return (
-        f"{name}: {trace.num_requests:,} requests, {trace.num_rows:,} rows, "
-        f"{trace.num_layers} layers of {trace.num_experts} experts, top-{trace.top_k}"
-    )
-
-
-def _replayed(trace: Trace, scope: str, batch: int, replay: str, admission: str) -> str:
-    """Return in words how a trace is replayed and what a hit rate is."""
-    parts = ["one cache per layer" if scope == "per_layer" else "one cache for all layers"]
-    together = batch > trace.num_requests
-    requests = f" (the trace has {trace.num_requests:,} requests: all together)" if together else ""
-    parts.append(f"batch {batch:,}{requests}")
-    parts.append(
-        "atomic replay: a layer's experts are looked up together"
-        if replay == "atomic"
-        else "sequential replay: experts are looked up one by one, which inflates misses"
-    )
-    if admission == "always":
-        parts.append("every fetched expert gets a slot")
-    return "; ".join([*parts, "hits over distinct experts of layer events"])
-
-
-def _knowing_the_future(names: Sequence[str]) -> list[str]:
-    """Return the policies that see the replayed trace beforehand, or learn on it."""
-    from moesim.policies import find, parse_options
-    from moesim.policies.guard import has_hindsight
-
-    policies = {name: find("eviction", name) for name in names}
-    return [
-        name
-        for name, policy in policies.items()
-        if policy.clairvoyant or has_hindsight(policy, parse_options(policy, {}))
-    ]
+def _numbers(text: str) -> list[int]:
+    """Return the whole numbers of a list with commas. Raise `typer.BadParameter` otherwise."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers like 4,8,16", param_hint="--capacity"
+        ) from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from moesim.cli.progress import sweep_progress
-from moesim.errors import MoesimError, UsageError
+from moesim.errors import MoesimError, UsageError, described
 from moesim.files import clean_up, output_errors
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "WorkersOption",
     "backend_of",
     "check_writable",
-    "described",
     "echo_failures",
     "echo_repeated",
     "exit_code",
@@ -161,11 +160,6 @@ def echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> No
     if unforeseen:
         typer.echo("\nthis error is a mistake in moesim; please report it:", err=True)
         typer.echo("".join(traceback.format_exception(unforeseen[0])), err=True)
-
-
-def described(error: Exception) -> str:
-    """Return the message of an error; only a foreseen one says enough without its type."""
-    return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
 
 
 def exit_code(failures: Sequence[tuple[Point, Exception]], *, wrote: bool) -> int:

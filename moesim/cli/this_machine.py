@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from moesim.advise.detect import detect
-from moesim.advise.probe import probe
-from moesim.advise.this_machine import described, measured_lines, with_measured
+from moesim.advice.detect import detect
+from moesim.advice.probe import probe
+from moesim.advice.this_machine import described, measured_lines, with_measured
 from moesim.cli.progress import progress
 
 if TYPE_CHECKING:
-    from moesim.advise.question import Parts, Question
+    from moesim.advice.question import Parts, Question
 
 __all__ = ["OwnMachine"]
 

@@ -20,10 +20,23 @@ from moesim.config.suggest import suggest
 from moesim.config.yaml_document import Document, KeyPath, dotted
 from moesim.errors import ScenarioError, shown
 
-__all__ = ["COMMAND_LINE", "SEVERAL", "Fault", "Strict", "check", "order", "validate"]
+__all__ = [
+    "COMMAND_LINE",
+    "OVERRIDE",
+    "OVERRIDES",
+    "SEVERAL",
+    "Fault",
+    "Strict",
+    "check",
+    "order",
+    "validate",
+]
 
 COMMAND_LINE: Final = "--set "
 """Start of the place of a value that came from the command line."""
+OVERRIDE: Final = "override "
+"""Start of the place of a value that an override from Python set."""
+OVERRIDES: Final = (COMMAND_LINE, OVERRIDE)
 
 SEVERAL: Final = "several"
 """Type of an error that stands for several `mistakes`: pairs of a path inside the value and a
@@ -101,7 +114,7 @@ def _faults(
     unknown = error["type"] == "extra_forbidden"
     place = document.place(path, key=unknown)
     if error["type"] == NO_PATH:
-        typed = place.startswith(COMMAND_LINE)
+        typed = place.startswith(OVERRIDES)
         message = context["marker"].missing(context["value"], context["base"], typed=typed)
     else:
         message = _message(document, path, error, models)
@@ -114,8 +127,8 @@ def _fault(document: Document, path: KeyPath, message: str, *, key: bool) -> Fau
 
 
 def order(text: str) -> tuple[Any, ...]:
-    """Return the sort key of a message: file, line and column; the command line comes last."""
-    if text.startswith(COMMAND_LINE):
+    """Return the sort key of a message: file, line and column; overrides come last."""
+    if text.startswith(OVERRIDES):
         return (1, "", 0, 0)
     place = re.match(r"(.*?):([0-9]+):([0-9]+): ", text)
     return (0, place[1], int(place[2]), int(place[3])) if place else (0, "", 0, 0)

@@ -1,6 +1,7 @@
 """Reports: tables, figures and comparisons of finished runs, for people.
 
-A report reads run directories and nothing else, so it can be made again without simulating.
+A report reads run directories, or results in memory, and nothing else. So it can be made again
+without simulating.
 `redundancy` and `locality` report what `moesim.trace` measures of a trace's routing. Only this
 package imports matplotlib, and only to draw.
 """

@@ -12,7 +12,9 @@ import io
 import math
 import textwrap
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -31,6 +33,7 @@ __all__ = [
     "drawn",
     "grid",
     "mark_undefined",
+    "onto",
     "save_charts",
     "write_csv",
     "write_whole",
@@ -88,11 +91,31 @@ def grid(
     figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
     FigureCanvasAgg(figure)
     axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
+    panels = axes.tolist()
+    if (chosen := _onto.get()) is not None:
+        given, row, column = chosen
+        panels[row][column] = given
     # As a label of the figure, so that the layout makes room for it.
     figure.supxlabel(
         drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
     )
-    return Chart(name, title, figure, axes.tolist(), caption, tuple(columns))
+    return Chart(name, title, figure, panels, caption, tuple(columns))
+
+
+@contextmanager
+def onto(axes: Axes, row: int = 0, column: int = 0) -> Iterator[None]:
+    """Make `axes` the panel at a row and column of the chart that is drawn inside the context.
+
+    So one panel of a chart can be drawn into a figure of the caller, by the same code.
+    """
+    token = _onto.set((axes, row, column))
+    try:
+        yield
+    finally:
+        _onto.reset(token)
+
+
+_onto: ContextVar[tuple[Axes, int, int] | None] = ContextVar("onto", default=None)
 
 
 def _caption_lines(caption: str) -> list[str]:

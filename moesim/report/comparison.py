@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from moesim.config.spelling import spelled
 from moesim.errors import UsageError
@@ -39,6 +39,11 @@ from moesim.report.names import policy_label
 from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
 from moesim.systems.preset import preset_keys
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moesim.report.plotting import ComparisonPlots
 
 __all__ = ["Comparison", "Row", "compare_runs", "varying_keys"]
 
@@ -133,13 +138,49 @@ class Comparison:
     policy_keys: tuple[str, ...]
     setting_keys: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """One line for each point that could not be simulated: its values, and why."""
 
     def __repr__(self) -> str:
         variants, settings = len(self.variants), len({row.setting for row in self.rows})
+        failed = f", {len(self.failures)} points failed" if self.failures else ""
         return (
             f"<Comparison: {len(self.runs)} runs in {len(self.rows)} rows, "
-            f"{variants} variants, {settings} settings>"
+            f"{variants} variants, {settings} settings{failed}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return a table of the headline metrics, for a notebook."""
+        from moesim.report.notebook import html_table
+
+        metrics = self.headline
+        rows = [
+            (row.label, row.setting, *(metric.text(row.estimate(metric)) for metric in metrics))
+            for row in self.rows
+        ]
+        title = "; ".join(filter(None, (self.mark(), repr(self)[1:-1], *self.failures)))
+        return html_table(title, ("variant", "setting", *(m.title for m in metrics)), rows)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a pandas DataFrame, as in `compare.csv`: one row per point, seeds averaged.
+
+        Columns are the swept keys, the keys of `summary.json` with their units, and after each
+        number `…_half_interval`, half of its 95 % interval over the seeds; NaN where undefined.
+        """
+        import pandas as pd  # slow to import, and only needed here
+
+        from moesim.report.tables import points_table
+
+        columns, rows = points_table(self)
+        return pd.DataFrame(rows, columns=columns)
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """The plots of this comparison: `comparison.plot.throughput()` returns matplotlib Axes."""
+        from moesim.report.plotting import ComparisonPlots
+
+        return ComparisonPlots(self)
 
     @property
     def runs(self) -> list[Run]:
@@ -230,6 +271,11 @@ class Comparison:
     def mark(self, rows: Sequence[Row] | None = None) -> str:
         """Return the marks that numbers of these rows (default: all) need; "" without any."""
         return shared_mark([run for row in rows or self.rows for run in row.runs])
+
+
+def only_setting(comparison: Comparison, setting: str) -> Comparison:
+    """Return the comparison with the rows of one setting."""
+    return replace(comparison, rows=tuple(comparison.within(setting)))
 
 
 def compare_runs(runs: Sequence[Run]) -> Comparison:

@@ -19,7 +19,7 @@ from moesim.report.style import Style, styles_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["BOUND", "FILES", "RESAMPLED", "CurveReport", "curve_chart", "write_curve"]
+__all__ = ["BOUND", "COLUMNS", "FILES", "RESAMPLED", "CurveReport", "curve_chart", "write_curve"]
 
 FILES: Final = ("curve.csv", "curve.json")
 """The files by which an output folder of a curve is recognised."""
@@ -32,7 +32,7 @@ BOUND: Final = (
     "lower bound on the time of a token: every missed expert is copied once over the link, and "
     "everything else takes no time"
 )
-_COLUMNS: Final = (
+COLUMNS: Final = (
     "policy", "knows_future", "slots_per_layer", "slots", "cache_bytes", "accesses", "hits",
     "misses", "hit_rate", "hit_rate_low", "hit_rate_high", "miss_bytes", "miss_bytes_per_token",
     "bound_ns_per_token",
@@ -80,7 +80,7 @@ def write_curve(report: CurveReport, folder: Path, *, plots: bool = True) -> Non
     Raises:
         OutputError: a file cannot be written.
     """
-    write_csv(folder / "curve.csv", _COLUMNS, report.rows())
+    write_csv(folder / "curve.csv", COLUMNS, report.rows())
     text = json.dumps(report.as_plain(), indent=1, allow_nan=False)
     write_whole(folder / "curve.json", f"{text}\n")
     if plots:

@@ -71,9 +71,12 @@ def lane_timeline(run: Run) -> Chart:
         chart.record(*row)
     _draw(axes, rows, window, lanes)
     _mark_steps(axes, run, window)
-    kinds = len(axes.get_legend_handles_labels()[1])
+    handles, labels = axes.get_legend_handles_labels()
+    kinds = len(labels)
     columns = kinds if kinds <= 9 else -(-kinds // 2)  # two lines of the same length
-    chart.figure.legend(loc="outside upper right", ncols=columns, handlelength=1, columnspacing=1.2)
+    chart.figure.legend(
+        handles, labels, loc="outside upper right", ncols=columns, handlelength=1, columnspacing=1.2
+    )
     return chart
 
 

@@ -25,7 +25,7 @@ from moesim.config.units import (
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 from moesim.files import as_path, sha256
 from moesim.inputs import read_bytes, read_json, read_table
-from moesim.results.result import in_short
+from moesim.results.short import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,8 @@ class Run:
     summary: Mapping[str, Any]
     manifest: Mapping[str, Any]
     scenario: Mapping[str, Any]
+    held: Mapping[str, Mapping[str, Any]] | None = None
+    """The tables, by name and column, of a run that is in memory; None: they are files."""
 
     def __repr__(self) -> str:
         return f"<Run {in_short(self.summary)}; {self.path}>"
@@ -268,6 +270,11 @@ class Run:
         Raises:
             DamagedRun: the file is missing, is not as it was written or lacks a column.
         """
+        if self.held is not None:
+            import pyarrow as pa
+
+            table = pa.table(dict(self.held[name]))
+            return table if columns is None else table.select(columns)
         return _read_parquet(self.path / f"{name}.parquet", columns, self.manifest)
 
 

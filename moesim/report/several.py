@@ -70,9 +70,8 @@ def side_by_side(comparison: Comparison) -> Chart:
 
     settings = _chosen(comparison.settings)
     variants = comparison.variants
-    late = any(row.mean("late_hits") > 0 for row in comparison.rows)
-    shown = WITH_LATE if late else SIDE_BY_SIDE
-    metrics = [metric for metric in comparison.headline if metric.key in shown]
+    late = _has_late(comparison)
+    metrics = side_by_side_metrics(comparison)
     names = [row.label for row in comparison.rows]
     chart = grid(
         "side_by_side",
@@ -102,6 +101,16 @@ def side_by_side(comparison: Comparison) -> Chart:
         if setting:
             titled(panels[0], setting, ACROSS)
     return chart
+
+
+def side_by_side_metrics(comparison: Comparison) -> list[Metric]:
+    """Return the metrics of the panels of `side_by_side`, from left to right."""
+    shown = WITH_LATE if _has_late(comparison) else SIDE_BY_SIDE
+    return [metric for metric in comparison.headline if metric.key in shown]
+
+
+def _has_late(comparison: Comparison) -> bool:
+    return any(row.mean("late_hits") > 0 for row in comparison.rows)
 
 
 def latency_cdfs(comparison: Comparison) -> Chart:

@@ -129,13 +129,7 @@ def write_csvs(comparison: Comparison, folder: Path) -> None:
     Raises:
         OutputError: a file cannot be written.
     """
-    keys = _number_keys(comparison.runs)
-    columns = ["variant", "setting", *comparison.policy_keys, *comparison.setting_keys]
-    columns += ["knows_the_future", "routing", "slots_per_layer", "share_of_experts", "n", "seeds"]
-    columns += [name for key in keys for name in (key, f"{key}_half_interval")]
-    write_csv(
-        folder / "compare.csv", columns, (_csv_row(comparison, r, keys) for r in comparison.rows)
-    )
+    write_csv(folder / "compare.csv", *points_table(comparison))
     # Runs of several versions may be compared, so no single summary has all columns.
     scalars = list(
         dict.fromkeys(k for r in comparison.runs for k, v in r.summary.items() if _scalar(v))
@@ -150,6 +144,15 @@ def write_csvs(comparison: Comparison, folder: Path) -> None:
             for run in row.runs
         ),
     )  # fmt: skip
+
+
+def points_table(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
+    """Return the columns and the rows of `compare.csv`: one row per point, seeds averaged."""
+    keys = _number_keys(comparison.runs)
+    columns = ["variant", "setting", *comparison.policy_keys, *comparison.setting_keys]
+    columns += ["knows_the_future", "routing", "slots_per_layer", "share_of_experts", "n", "seeds"]
+    columns += [name for key in keys for name in (key, f"{key}_half_interval")]
+    return columns, [_csv_row(comparison, row, keys) for row in comparison.rows]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.config.markers import BASE_DIR, file_under, seen_from
-from moesim.config.validation import order, validate
+from moesim.config.validation import COMMAND_LINE, OVERRIDE, order, validate
 from moesim.config.yaml_document import (
     Document,
     KeyPath,
@@ -29,20 +29,26 @@ __all__ = ["load_scenario"]
 
 
 def load_scenario(
-    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any] | Scenario,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
 ) -> Scenario:
     """Return the checked scenario in `source`, changed by `overrides`.
 
-    `source` is a YAML file or a mapping; the relative paths of a mapping start at the working
-    directory. An override like `"cache.policy=lru"` is a dotted key and a value in YAML. It also
-    removes the key from the sweep. Every point of a sweep is checked.
+    `source` is a YAML file, a mapping or a scenario; the relative paths of a mapping start at the
+    working directory. `overrides` maps dotted keys to values, `{"cache.policy": "lru"}`, or lists
+    texts with a value in YAML, `["cache.policy=lru"]`. An override also removes the key from the
+    sweep. Every point of a sweep is checked.
 
     Raises:
-        ScenarioError: the scenario has mistakes; each is given with its file:line:column or its
-            `--set` key.
+        ScenarioError: the scenario has mistakes; each is given with its file:line:column, or with
+            the key of the mapping or override.
         UsageError: `source` is not a path.
     """
-    if isinstance(source, Mapping):
+    if isinstance(source, Scenario):
+        if not overrides:
+            return source
+        document, base_dir = source.source(), source.base_dir
+    elif isinstance(source, Mapping):
         document = plain_document(source, "scenario")
         base_dir = Path()
     else:
@@ -73,7 +79,7 @@ def build(document: Document, base_dir: Path) -> Scenario:
 
 
 def _override(
-    document: Document, overrides: Sequence[str], base_dir: Path
+    document: Document, overrides: Sequence[str] | Mapping[str, Any], base_dir: Path
 ) -> tuple[Document, list[str]]:
     """Return the document with all valid overrides, and the mistakes of the others.
 
@@ -87,16 +93,9 @@ def _override(
             return text
         return seen_from(base_dir, text)
 
-    problems: list[str] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        place = f"--set {key}"
-        if not equals or not all(key.split(".")):
-            problems.append(f"--set {override}: write a dotted key and a value, as in seed=1")
-            continue
+    given, problems = _parsed(overrides)
+    for key, place, value in given:
         try:
-            value = parse_value(text, place)
             policy = _policy_beside(document, key_path(key), base_dir)
             value = map_paths(Scenario, key_path(key), value, seen_from_base, policy)
             document = document.with_value(key_path(key), value, place, SHORTHANDS)
@@ -108,7 +107,35 @@ def _override(
         if isinstance(sweep, dict):
             for swept in [s for s in sweep if s == key or s.startswith(f"{key}.")]:
                 del sweep[swept]
-    return document, problems + _overwritten(document, overrides)
+    return document, problems + _overwritten(document, given)
+
+
+def _parsed(
+    overrides: Sequence[str] | Mapping[str, Any],
+) -> tuple[list[tuple[str, str, Any]], list[str]]:
+    """Return the key, the place and the value of each override, and the mistakes of others."""
+    given: list[tuple[str, str, Any]] = []
+    problems: list[str] = []
+    mapped = isinstance(overrides, Mapping)
+    for override in [overrides] if isinstance(overrides, str) else overrides:
+        key, equals, text = (str(override), "=", "") if mapped else override.partition("=")
+        place = f"{OVERRIDE if mapped else COMMAND_LINE}{key.strip()}"
+        if not equals or not all(key.strip().split(".")):
+            form = "{'seed': 1}" if mapped else "seed=1"
+            whole = place if mapped else f"{COMMAND_LINE}{override}"
+            problems.append(f"{whole}: write a dotted key and a value, as in {form}")
+            continue
+        try:
+            value = (
+                plain_document({"value": overrides[override]}, place).data["value"]
+                if isinstance(overrides, Mapping)
+                else parse_value(text, place)
+            )
+        except ScenarioError as error:
+            problems += error.problems
+            continue
+        given.append((key.strip(), place, value))
+    return given, problems
 
 
 def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | None:
@@ -120,14 +147,13 @@ def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | No
     return with_file(policy, file_under(base_dir, file)) if file else None
 
 
-def _overwritten(document: Document, overrides: Sequence[str]) -> list[str]:
+def _overwritten(document: Document, given: Sequence[tuple[str, str, Any]]) -> list[str]:
     """Return a message for each override inside a section that the sweep sets as a whole."""
     sweep = document.data.get("sweep")
-    keys = [override.partition("=")[0].strip() for override in overrides]
     return [
-        f"--set {key}: the sweep sets all of {swept} at every point; "
+        f"{place}: the sweep sets all of {swept} at every point; "
         f"change the values of sweep.{swept}, or set {swept} itself"
-        for key in dict.fromkeys(keys)
+        for key, place in dict.fromkeys((key, place) for key, place, _ in given)
         for swept in (sweep if isinstance(sweep, dict) else ())
         if key.startswith(f"{swept}.")
     ]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moesim.config.markers import PathTo
 from moesim.config.units import format_bytes
-from moesim.config.validation import COMMAND_LINE, order
+from moesim.config.validation import OVERRIDES, order
 from moesim.config.yaml_document import KeyPath
 from moesim.cost.cpu import missing_figures
 from moesim.engines.engine import Engine
@@ -306,7 +306,7 @@ def _check_paths(scenario: Scenario, section: str, policy: type[Any], parsed: An
     for name in paths:
         value, key = options[name], f"{section}.options.{name}"
         if isinstance(value, str) and not scenario.path(value).exists():
-            typed = scenario.mark(key).startswith(COMMAND_LINE)
+            typed = scenario.mark(key).startswith(OVERRIDES)
             message = kind.missing(value, str(scenario.base_dir), typed=typed)
             mistakes.append(f"{scenario.mark(key)}: {key}: {message}")
     if mistakes:

@@ -29,7 +29,7 @@ from moesim.policies.blame import is_foreign
 from moesim.policies.guard import inputs_of
 from moesim.policies.sources import source_hash
 from moesim.progress import Progress
-from moesim.results.result import Result
+from moesim.report.result import Result, StoredTables
 from moesim.scenario import Scenario
 from moesim.scenario.policies import FAMILIES
 from moesim.simulate.checks import policy_of
@@ -226,6 +226,25 @@ def _read(scenario: Scenario, out: Path) -> Result:
     columns = {name: run.arrow(name).to_pydict() for name in TABLES}
     simulation = read_json(out / MANIFEST)["simulation"]
     return Result(scenario, dict(run.summary), columns, out, simulation)
+
+
+def load(path: str | Path) -> Result:
+    """Return the result in a run directory, as `moesim run` or `moesim compare` wrote it.
+
+    Tables are read when they are first used. Nothing is simulated, and no input of the run is read.
+
+    Raises:
+        UsageError: `path` is no run directory.
+        DamagedRun: the run is half-written, or a file is not as it was written.
+        ScenarioError: another version of moesim wrote keys that this one does not know.
+    """
+    from moesim.report.runs import load_run
+    from moesim.scenario import load_scenario
+
+    run = load_run(path)
+    scenario = load_scenario(run.path / "scenario.yaml")
+    simulation = str(run.manifest.get("simulation", "reference"))
+    return Result(scenario, dict(run.summary), StoredTables(run, TABLES), run.path, simulation)
 
 
 def write(

@@ -23,6 +23,7 @@ from moesim.policies.eviction import Eviction, Resident
 from moesim.policies.guard import note_of
 from moesim.policies.placement import fixes_residents
 from moesim.progress import Progress
+from moesim.report.result import Result
 from moesim.results.metrics import (
     bytes_summary,
     cache_summary,
@@ -35,7 +36,6 @@ from moesim.results.metrics import (
     throughput_summary,
     time_summary,
 )
-from moesim.results.result import Result
 from moesim.results.window import find_window
 from moesim.scenario import Scenario, load_scenario
 from moesim.scenario.policies import FAMILIES
@@ -161,6 +161,7 @@ class Outcome:
 def run(
     scenario: Scenario | str | Path | Mapping[str, Any],
     *,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
     out: str | Path | None = None,
     force: bool = False,
     draw: bool = False,
@@ -170,11 +171,12 @@ def run(
 ) -> Result:
     """Simulate a scenario, given as an object, a file, or plain data; return its result.
 
-    With `out`, write the result to that run directory. If `out` already holds the same run (same
-    scenario, trace, code and policies), read it instead of simulating again. `draw` adds the plots.
+    `overrides` changes keys of the scenario: `{"cache.policy": "lfu"}`. With `out`, write the
+    result to that run directory. If `out` already holds the same run (same scenario, trace, code
+    and policies), read it instead of simulating again; `force` replaces it. `draw` adds the plots.
     `point` holds the sweep values of the run, and `text` its `scenario.yaml` if its paths must not
-    start at `out`. `progress(what, done, total)` is called after each
-    step with the number of served rows, for the run and for each of its bounds.
+    start at `out`. `progress(what, done, total)` is called after each step with the number of
+    served rows, for the run and for each of its bounds.
 
     Raises:
         ScenarioError: the scenario is wrong, or has a sweep.
@@ -182,9 +184,11 @@ def run(
         TraceError: the trace cannot be used.
         PolicyViolation: a policy broke the rules of its interface.
         OutputError: `out` holds something else, or cannot be written.
+
+    >>> moesim.run("scenarios/quickstart.yaml", overrides={"cache.policy": "lfu", "bounds": False})
+    <Result quickstart: 16 requests, 33.86 s, ..., 79% stalled; not written>
     """
-    if isinstance(scenario, str | Path) or not isinstance(scenario, Scenario):
-        scenario = load_scenario(scenario)
+    scenario = load_scenario(scenario, overrides)
     if scenario.sweep:
         raise ScenarioError.at(
             scenario, "sweep", "a single run takes no sweep; use `moesim compare` for all points"

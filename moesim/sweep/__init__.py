@@ -1,6 +1,7 @@
 """A sweep: many scenarios that differ in chosen values, and the processes that simulate them."""
 
 from moesim.sweep.backend import Backend, Cluster, TaskResult
+from moesim.sweep.compare import comparison_of
 from moesim.sweep.local import LocalProcesses
 from moesim.sweep.points import Point, check_points, points_of, simulate_points, unfinished
 
@@ -11,6 +12,7 @@ __all__ = [
     "Point",
     "TaskResult",
     "check_points",
+    "comparison_of",
     "points_of",
     "simulate_points",
     "unfinished",

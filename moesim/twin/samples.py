@@ -11,7 +11,7 @@ from math import log2
 from statistics import stdev
 from typing import Final
 
-from moesim.advise.question import Model, Parts
+from moesim.advice.question import Model, Parts
 from moesim.errors import MoesimError, UsageError
 from moesim.measured.predict import Reading, read
 from moesim.measured.rows import Row

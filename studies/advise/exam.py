@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "measured"))
 from scoreboard import HALVES, ROWS, half_of, rounded
 from sweeps import CLOSE, Advised, advised, choice_of, question_of, sweeps
 
-from moesim.advise.price import Pricer
+from moesim.advice.price import Pricer
 from moesim.cli.ending import run_to_its_end
 from moesim.cli.progress import progress
 from moesim.errors import MoesimError

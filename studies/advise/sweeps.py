@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from moesim.advise.advice import advise
-from moesim.advise.choice import UBATCHES, Choice
-from moesim.advise.question import KV_FORMATS, Model, Parts, Question
+from moesim.advice.advice import advise
+from moesim.advice.choice import UBATCHES, Choice
+from moesim.advice.question import KV_FORMATS, Model, Parts, Question
 from moesim.errors import MoesimError
 from moesim.measured.kinds import CPU_ONLY, OFFLOAD, RESIDENT
 from moesim.measured.predict import Reading, read

@@ -24,7 +24,7 @@ from rotating import RotatingPrefillFirst
 
 from moesim.errors import UsageError
 from moesim.files import output_errors, write_json
-from moesim.results.result import Result
+from moesim.report.result import Result
 from moesim.scenario import Scenario
 from moesim.simulate import prepare, result_from, result_of, simulate
 from moesim.trace import DecoupledKnobs, Trace, synthesize_decoupled

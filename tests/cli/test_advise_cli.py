@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 from workloads import TINY_CONFIG
 
-from moesim.advise.own_card import with_own_card
-from moesim.advise.question import Parts
+from moesim.advice.own_card import with_own_card
+from moesim.advice.question import Parts
 from moesim.cli import app
 from moesim.errors import MoesimError, UsageError
 

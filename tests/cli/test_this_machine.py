@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from moesim.advise.probe import Bounds, probe
+from moesim.advice.probe import Bounds, probe
 from moesim.cli import app
 from moesim.errors import UsageError
 
@@ -98,7 +98,7 @@ def test_a_card_that_is_found_is_priced(monkeypatch: pytest.MonkeyPatch) -> None
         nvmlDeviceGetMaxPcieLinkWidth=of_card(8),
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr("moesim.advise.probe.find_spec", lambda name: None)
+    monkeypatch.setattr("moesim.advice.probe.find_spec", lambda name: None)
     answer = json.loads(asked("--json").stdout)
     assert answer["question"]["gpu"] == "rtx-3060-12gb"
     assert answer["question"]["pcie"] == "PCIe 4.0 x8"
@@ -126,7 +126,7 @@ def test_help_asks_nothing_of_the_machine() -> None:
         "import moesim.cli\n"
         "try: moesim.cli.main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'psutil', 'pynvml', 'torch', 'numpy', 'moesim.advise.detect'}\n"
+        "heavy = {'psutil', 'pynvml', 'torch', 'numpy', 'moesim.advice.detect'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moesim.advise.question import Model, Parts, Question
+from moesim.advice.question import Model, Parts, Question
 
 CPU = "Ryzen 5 5600"
 RAM = "32GB DDR4-3200 2ch"

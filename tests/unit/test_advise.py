@@ -12,8 +12,8 @@ from advice_questions import question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.advise.advice import Advice, advise, front_of, recommended
-from moesim.advise.choice import (
+from moesim.advice.advice import Advice, advise, front_of, recommended
+from moesim.advice.choice import (
     UBATCHES,
     Choice,
     choices,
@@ -21,14 +21,14 @@ from moesim.advise.choice import (
     formats_of,
     memory_of,
 )
-from moesim.advise.flags import flags_of, left_out
-from moesim.advise.grounds import grounds_of
-from moesim.advise.heading import heading
-from moesim.advise.price import Priced, Pricer, Span
-from moesim.advise.question import GOALS, Model, Parts, Question, tokens_of
-from moesim.advise.tables import cliff_lines
-from moesim.advise.terms import OVERLAP, terms_of
-from moesim.advise.upgrades import Cliff, cliff_of, upgrades
+from moesim.advice.flags import flags_of, left_out
+from moesim.advice.grounds import grounds_of
+from moesim.advice.heading import heading
+from moesim.advice.price import Priced, Pricer, Span
+from moesim.advice.question import GOALS, Model, Parts, Question, tokens_of
+from moesim.advice.tables import cliff_lines
+from moesim.advice.terms import OVERLAP, terms_of
+from moesim.advice.upgrades import Cliff, cliff_of, upgrades
 from moesim.errors import UsageError
 from moesim.measured.answers import answer_rows
 from moesim.measured.grammar import read_setting

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from advice_questions import question
 
-from moesim.advise.advice import Advice, advise
-from moesim.advise.cached import Cached, cached_of, slots_of
-from moesim.advise.choice import Choice, memory_of
-from moesim.advise.price import Pricer
-from moesim.advise.question import Question
-from moesim.advise.tables import cache_lines
+from moesim.advice.advice import Advice, advise
+from moesim.advice.cached import Cached, cached_of, slots_of
+from moesim.advice.choice import Choice, memory_of
+from moesim.advice.price import Pricer
+from moesim.advice.question import Question
+from moesim.advice.tables import cache_lines
 from moesim.measured.cached import ExpertCache
 from moesim.measured.predict import Declined, Prediction
 from moesim.trace.localities import Sizes, hit_rates_like

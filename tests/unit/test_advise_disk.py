@@ -8,13 +8,13 @@ from functools import cache
 import pytest
 from advice_questions import question
 
-from moesim.advise.advice import Advice, advise
-from moesim.advise.choice import Choice, disk_choices, memory_of
-from moesim.advise.grounds import grounds_of
-from moesim.advise.price import DISK_NOTE, Pricer
-from moesim.advise.question import Question
-from moesim.advise.tables import as_plain, recommendation
-from moesim.advise.upgrades import cliff_of, upgrades
+from moesim.advice.advice import Advice, advise
+from moesim.advice.choice import Choice, disk_choices, memory_of
+from moesim.advice.grounds import grounds_of
+from moesim.advice.price import DISK_NOTE, Pricer
+from moesim.advice.question import Question
+from moesim.advice.tables import as_plain, recommendation
+from moesim.advice.upgrades import cliff_of, upgrades
 from moesim.errors import UsageError
 from moesim.measured.predict import Prediction
 

@@ -10,10 +10,10 @@ from advice_questions import question
 from measured_rows import reading, row
 from paths import ROOT
 
-from moesim.advise.advice import advise
-from moesim.advise.choice import MEMORY_ASSUMED
-from moesim.advise.grounds import SCORES, Grounds, Score, grounds_of, score_of
-from moesim.advise.price import Pricer
+from moesim.advice.advice import advise
+from moesim.advice.choice import MEMORY_ASSUMED
+from moesim.advice.grounds import SCORES, Grounds, Score, grounds_of, score_of
+from moesim.advice.price import Pricer
 from moesim.measured.score import GROUPS
 
 KINDS: list[dict[str, Any]] = json.loads(SCORES.read_text(encoding="utf-8"))["kinds"]

@@ -23,18 +23,18 @@ from advice_questions import question
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesim.advise import fits
-from moesim.advise.advice import Advice, advise
-from moesim.advise.cached import cached_of
-from moesim.advise.choice import memory_of
-from moesim.advise.expression import affine, evaluate, table, variables_of
-from moesim.advise.formulas import Formulas, formulas_of
-from moesim.advise.grounds import grounds_of
-from moesim.advise.page import Shown, check_page_path, page_of, write_page
-from moesim.advise.price import Pricer
-from moesim.advise.question import Question
-from moesim.advise.samples import Samples, base_of, with_bandwidths
-from moesim.advise.upgrades import Cliff
+from moesim.advice import fits
+from moesim.advice.advice import Advice, advise
+from moesim.advice.cached import cached_of
+from moesim.advice.choice import memory_of
+from moesim.advice.expression import affine, evaluate, table, variables_of
+from moesim.advice.formulas import Formulas, formulas_of
+from moesim.advice.grounds import grounds_of
+from moesim.advice.page import Shown, check_page_path, page_of, write_page
+from moesim.advice.price import Pricer
+from moesim.advice.question import Question
+from moesim.advice.samples import Samples, base_of, with_bandwidths
+from moesim.advice.upgrades import Cliff
 from moesim.errors import UsageError
 from moesim.measured.simulated import Simulated
 
@@ -379,7 +379,7 @@ def test_without_formulas_the_page_has_the_answer_alone(monkeypatch: pytest.Monk
     def failing(_: Advice) -> Formulas:
         raise UsageError("nothing <holds>")
 
-    monkeypatch.setattr("moesim.advise.page.formulas_of", failing)
+    monkeypatch.setattr("moesim.advice.page.formulas_of", failing)
     pricer = Pricer(made().advice.question)
     page = page_of(made().advice, shown_of(made().advice, pricer))
     assert "nothing &lt;holds&gt;" in page

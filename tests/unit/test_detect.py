@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from moesim.advise.cards import FoundCard, cards_in, found_cards
-from moesim.advise.detect import Found, Limits, detect, limits_in, linux, macos, modules_in
-from moesim.advise.probe import Copies, Reached, Rounds
-from moesim.advise.question import Parts
-from moesim.advise.this_machine import described, measured_lines, with_measured
+from moesim.advice.cards import FoundCard, cards_in, found_cards
+from moesim.advice.detect import Found, Limits, detect, limits_in, linux, macos, modules_in
+from moesim.advice.probe import Copies, Reached, Rounds
+from moesim.advice.question import Parts
+from moesim.advice.this_machine import described, measured_lines, with_measured
 from moesim.errors import UsageError
 
 GIB = 2**30

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moesim.advise.detect import Found
-from moesim.advise.probe import Bounds, Copies, Reached, probe, probe_copies
+from moesim.advice.detect import Found
+from moesim.advice.probe import Bounds, Copies, Reached, probe, probe_copies
 
 SMALL = Bounds(round_s=0.0, rounds=3, core_rounds=2, least_bytes=4096, copy_bytes=1000, copies=3)
 
@@ -250,7 +250,7 @@ def test_an_error_of_the_driver_is_told_in_one_line() -> None:
 
 
 def test_without_torch_no_copy_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moesim.advise.probe.find_spec", lambda name: None)
+    monkeypatch.setattr("moesim.advice.probe.find_spec", lambda name: None)
     done = one_core(SMALL, reads=False, card="RTX")
     assert done.copies is None
     assert "torch is not installed" in done.notes[0]
@@ -258,7 +258,7 @@ def test_without_torch_no_copy_is_measured(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_torch_that_cannot_be_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr("moesim.advise.probe.find_spec", lambda name: object())
+    monkeypatch.setattr("moesim.advice.probe.find_spec", lambda name: object())
     copies, (note,) = probe_copies("RTX", bounds=SMALL)
     assert copies is None
     assert "not measured" in note

@@ -17,8 +17,8 @@ from workloads import TINY_CONFIG, tiny_trace
 from moesim.config.yaml_document import Document, dump_document, load_document, plain_document
 from moesim.errors import BudgetError, ScenarioError, UsageError
 from moesim.report.comparison import compare_runs
+from moesim.report.result import Result
 from moesim.report.runs import load_run
-from moesim.results.result import Result
 from moesim.scenario import Scenario, expand_sweep, load_scenario
 from moesim.scenario.scenario import SHORTHANDS
 from moesim.scenario.system import with_system
