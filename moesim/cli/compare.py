@@ -1,7 +1,4 @@
-"""`moesim compare` and `moesim report`: tables and figures of many runs.
-
-`compare` simulates every point of a scenario's sweep first; `report` reads finished runs.
-"""
+"""`moesim compare`: simulate every point of a scenario's sweep, and compare the runs."""
 
 from __future__ import annotations
 
@@ -13,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.output import echo_json
+from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
     OnOption,
     WorkersOption,
     backend_of,
-    check_writable,
     described,
     echo_failures,
     exit_code,
@@ -29,7 +25,6 @@ from moesim.errors import UsageError
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
-    from moesim.report import Comparison, Run
     from moesim.scenario import Scenario
     from moesim.sweep import Backend, Cluster, Point
 
@@ -43,14 +38,11 @@ Overrides = Annotated[
         help="Override a key, like cache.policy=lru. A key of the sweep is then not swept.",
     ),
 ]
-PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this file to the application."""
+    """Add the command of this file to the application."""
     app.command()(compare)
-    app.command()(report)
 
 
 def compare(
@@ -142,7 +134,7 @@ def _compared(
             )
     output.save_rest()
     if runs:
-        _print(comparison, output.shown, lines, as_json=as_json)
+        print_comparison(comparison, output.shown, lines, as_json=as_json)
     if failures:
         echo_failures(failures, len(points))
     return failures, bool(runs)
@@ -156,78 +148,6 @@ def _taken_out(file: Path, loaded: Scenario) -> str:
     return ", ".join(key for key in sweep if key not in loaded.sweep)
 
 
-def report(
-    runs: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Run directories, or folders that `moesim compare` wrote."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder to write into (default: the folder read; runs/report if several)."
-        ),
-    ] = None,
-    plots: PlotsOption = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Make tables and figures from finished runs, without simulating.
-
-    One run is summarised; several are compared. The figures of one run are drawn into its own
-    folder, unless --out names another. The last line printed is the folder written to.
-    """
-    from moesim.report import compare_runs, load_runs, write_comparison
-
-    paths = runs or []
-    loaded = load_runs(paths)
-    if len(loaded) == 1:
-        _report_one(loaded[0], out, plots=plots, as_json=as_json)
-        return
-    comparison = compare_runs(loaded)
-    folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
-    names = list(dict.fromkeys(run.text("name") for run in loaded))
-    check_writable(folder)
-    with exclusive(folder, inside=True):
-        write_comparison(
-            comparison,
-            folder,
-            name=names[0] if len(names) == 1 else "report",
-            command=shlex.join(["moesim", "report", *map(str, paths), *_out_option(out)]),
-            plots=plots,
-        )
-    _print(comparison, str(folder), [], as_json=as_json)
-
-
-def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:
-    """Print the summary of one run, and draw its figures if `plots` is set."""
-    from moesim.report import plots_for_run, print_summary
-
-    folder = out or run.path
-    if plots:
-        plots_for_run(run.path, folder / "plots")
-    if as_json:
-        echo_json({"out": str(folder), "summary": dict(run.summary)})
-        return
-    print_summary(run.path)
-    typer.echo(f"\n{folder}")
-
-
-def _print(comparison: Comparison, folder: str, failures: Sequence[str], *, as_json: bool) -> None:
-    """Print a comparison and the folder that holds it, as tables or as JSON."""
-    from moesim.report.tables import as_json as plain_data
-    from moesim.report.tables import signs, tables
-    from moesim.report.tabular import write_tables
-
-    if as_json:
-        echo_json({"out": folder, **plain_data(comparison), "failures": list(failures)})
-        return
-    typer.echo(f"{comparison.caption(hits=True)}\n")
-    write_tables(tables(comparison))
-    typer.echo()
-    for note in (signs(comparison), *comparison.notes):
-        typer.echo(f"- {note}")
-    typer.echo(f"\n{folder}")
-
-
 def _command(
     scenario: Path, overrides: Sequence[str], out: Path | str | None, *, plots: bool
 ) -> str:
@@ -237,12 +157,8 @@ def _command(
     """
     rest = [] if plots else ["--no-plots"]
     sets = _sets(overrides)
-    return shlex.join(["moesim", "compare", str(scenario), *sets, *_out_option(out), *rest])
+    return shlex.join(["moesim", "compare", str(scenario), *sets, *out_option(out), *rest])
 
 
 def _sets(overrides: Sequence[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
-
-
-def _out_option(out: Path | str | None) -> list[str]:
-    return [] if out is None else ["--out", str(out)]
