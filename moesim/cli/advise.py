@@ -86,6 +86,8 @@ def advise(
     Needs no trace and no GPU. Speeds are predictions by the code that `moesim measured` scores, and
     each has its interval.
     """
+    from moesim.cli.progress import progress
+
     numbers = (vram, gpu_bandwidth, gpu_tflops)
     parts, own = _parts(gpu, cpu, ram, pcie, this_machine, no_probe, as_json)
     question = _question(model, parts, numbers, context, goal, load, formats, engine)
@@ -99,18 +101,20 @@ def advise(
         check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
-    from moesim.advise import tables
-    from moesim.advise.advice import advise as advise_on
-    from moesim.advise.cached import cached_of
-    from moesim.advise.grounds import grounds_of
-    from moesim.advise.price import Pricer
-    from moesim.advise.upgrades import cliff_of, upgrades
-    from moesim.cli.output import echo_json
-    from moesim.report.tabular import write_tables
+    with progress("choices") as show:
+        from moesim.advise import tables
+        from moesim.advise.advice import advise as advise_on
+        from moesim.advise.cached import cached_of
+        from moesim.advise.grounds import grounds_of
+        from moesim.advise.price import Pricer
+        from moesim.advise.upgrades import cliff_of, upgrades
+        from moesim.cli.output import echo_json
+        from moesim.progress import counter
+        from moesim.report.tabular import write_tables
 
-    pricer = Pricer(question)
-    advice = advise_on(question, pricer, thorough=every)
-    terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
+        pricer = Pricer(question)
+        advice = advise_on(question, pricer, thorough=every, progress=counter(show, "choices"))
+        terms, grounds = pricer.terms(advice.best.choice), grounds_of(advice, pricer)
     if as_json:
         cliff, better, cached = cliff_of(advice, pricer), upgrades(advice), cached_of(advice)
         if html:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import timedelta
 from typing import Final
@@ -74,5 +75,11 @@ class Bars:
 
 def live(shown: RenderableType, redraws_per_s: float = 10) -> Live:
     """Return a context that draws `shown` on stderr until it ends, and then wipes it."""
-    console = Console(stderr=True)
-    return Live(shown, console=console, transient=True, refresh_per_second=redraws_per_s)
+    # What a command prints meanwhile goes above the bars, but a pipe must get it on stdout.
+    return Live(
+        shown,
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=redraws_per_s,
+        redirect_stdout=sys.stdout.isatty(),
+    )

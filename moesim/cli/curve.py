@@ -102,15 +102,17 @@ def curve(
     is a distinct expert of a layer event that was resident when the event began. --intervals,
     --link and --expert-bytes print more. With --out, the last line printed is the folder.
     """
-    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
-    from moesim.files import may_replace, whole_folder
-    from moesim.report.curve import FILES, write_curve
-    from moesim.report.curve_points import Resampling, curve_points
-    from moesim.simulate.curve import curve_hits
-    from moesim.trace import load_trace
 
-    loaded = load_trace(trace)
+    with progress("opening the trace"):
+        from moesim.cli.output import echo_json
+        from moesim.files import may_replace, whole_folder
+        from moesim.report.curve import FILES, write_curve
+        from moesim.report.curve_points import Resampling, curve_points
+        from moesim.simulate.curve import curve_hits
+        from moesim.trace import load_trace
+
+        loaded = load_trace(trace)
     names = list(dict.fromkeys(policy))  # a policy named twice is one column
     size = size_of_an_expert(loaded, model, expert_bytes)
     copies = None if link is None else link_of(link)
@@ -124,14 +126,15 @@ def curve(
             batch=batch, replay=replay, admission=admission, seed=seed,
             by_request=resampling is not None, progress=show,
         )  # fmt: skip
-    points = curve_points(
-        found, loaded.num_layers, expert_bytes=None if size is None else size[0], link=copies,
-        resampling=resampling,
-    )  # fmt: skip
+    with progress("intervals" if resampling is not None else "points"):
+        points = curve_points(
+            found, loaded.num_layers, expert_bytes=None if size is None else size[0], link=copies,
+            resampling=resampling,
+        )  # fmt: skip
     how = _replayed(loaded, scope, batch, replay, admission)
     report = _report(trace, loaded, points, how, size, copies, resampling)
     if out is not None:
-        with whole_folder(out, force=force, ours=FILES) as folder:
+        with progress("writing"), whole_folder(out, force=force, ours=FILES) as folder:
             write_curve(report, folder, plots=plots)
     if as_json:
         rates = {name: dict(zip(found.capacities, found.rates(name).tolist(), strict=True))

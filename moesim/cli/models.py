@@ -98,11 +98,10 @@ def train(
         },
     )
     model = _preset(preset, gate, routed_by, top_k, gate_option)
-    corpus = corpus_of(text, characters)
-    with progress() as show:
+    with progress("reading the text") as show:
         trained = train_model(
             model,
-            corpus,
+            corpus_of(text, characters),
             out,
             steps=steps,
             seed=seed,

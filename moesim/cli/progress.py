@@ -7,12 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import typer
-
-if TYPE_CHECKING:
-    from moesim.cli.bars import Bars
 
 __all__ = ["Show", "is_drawn", "minute_lines", "progress", "seconds_watched", "sweep_progress"]
 

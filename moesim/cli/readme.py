@@ -97,7 +97,7 @@ def readme(
             "threads": threads,
         },
     )
-    with progress() as show:
+    with progress("reading the text") as show:
         folders = run(
             base,
             corpus_of(text, characters),

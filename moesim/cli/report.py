@@ -12,6 +12,7 @@ import typer
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
 from moesim.cli.output import echo_json
 from moesim.cli.points import check_writable
+from moesim.cli.progress import progress
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ def report(
     One run is summarised; several are compared. The figures of one run are drawn into its own
     folder, unless --out names another. The last line printed is the folder written to.
     """
-    from moesim.report import load_runs
+    with progress("reading the runs"):
+        from moesim.report import load_runs
 
-    paths = runs or []
-    loaded = load_runs(paths)
+        paths = runs or []
+        loaded = load_runs(paths)
     if len(loaded) == 1:
         _report_one(loaded[0], out, plots=plots, as_json=as_json)
     else:
@@ -62,7 +64,8 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
 
     folder = out or run.path
     if plots:
-        plots_for_run(run.path, folder / "plots")
+        with progress("figures"):
+            plots_for_run(run.path, folder / "plots")
     if as_json:
         echo_json({"out": str(folder), "summary": dict(run.summary)})
         return
@@ -85,7 +88,7 @@ def _report_several(
     folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
     names = list(dict.fromkeys(run.text("name") for run in runs))
     check_writable(folder)
-    with exclusive(folder, inside=True):
+    with exclusive(folder, inside=True), progress("tables and figures" if plots else "tables"):
         write_comparison(
             comparison,
             folder,

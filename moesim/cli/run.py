@@ -62,9 +62,7 @@ def run(
         folder = out if out is not None else default_path(loaded)
         # A run that was killed has left its temporary folder beside its run directory.
         clean_up(folder.parent)
-        result = simulate(
-            loaded, out=folder, force=force, draw=plots, progress=show, watch=watcher
-        )
+        result = simulate(loaded, out=folder, force=force, draw=plots, progress=show, watch=watcher)
     if as_json:
         echo_json({"out": str(folder), **result.summary})
         return

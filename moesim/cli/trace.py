@@ -35,9 +35,13 @@ def register(app: typer.Typer) -> None:
 
 def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")]) -> None:
     """Check every hash and every value of a trace; exit with 1 at the first that is wrong."""
-    from moesim.trace import validate_trace
+    from moesim.cli.progress import progress
 
-    typer.echo(f"ok: {validate_trace(trace)}")
+    with progress("reading the trace"):
+        from moesim.trace import validate_trace
+
+        valid = validate_trace(trace)
+    typer.echo(f"ok: {valid}")
 
 
 def convert(

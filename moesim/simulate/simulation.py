@@ -176,7 +176,7 @@ def run(
     `point` holds the sweep values of the run, and `text` its `scenario.yaml` if its paths must not
     start at `out`. `progress(what, done, total)` is called after each
     step with the number of served rows, for the run and for each of its bounds. `watch` gets the
-    server of the run before it serves; a `Readings` of it may be read whenever `progress` is called.
+    server of the run before it serves. It may be read whenever `progress` is called.
 
     Raises:
         ScenarioError: the scenario is wrong, or has a sweep.
@@ -277,9 +277,7 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     return replace(outcome, simulation="compiled", steps=server.compiled.kept)
 
 
-def result_of(
-    plan: Plan, progress: Progress | None = None, watch: Watch | None = None
-) -> Result:
+def result_of(plan: Plan, progress: Progress | None = None, watch: Watch | None = None) -> Result:
     """Simulate a plan, with its bounds if `bounds` is set in the scenario; return the result."""
     return result_from(simulate(plan, progress=progress, watch=watch), progress)
 
