@@ -1,26 +1,29 @@
 """What `--watch` draws: bars, figures from the start of the run, and its last steps.
 
-It fits into 80 columns and 24 lines, and says nothing by colour alone.
+It fits into 80 columns and 24 lines, and says nothing by colour. It is plain text, because a table
+of rich takes several times as long to draw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.text import Text
 
 from moesim.cli.bars import Bars
 from moesim.cli.watch import shares_of
 from moesim.config.units import format_duration_ns
 from moesim.serving.standing import Standing
 
-__all__ = ["View", "figures", "last_steps"]
+__all__ = ["View", "lines_of"]
 
-_COLUMNS: Final = (
-    "step", "starts at", "takes", "tokens", "requests", "hits", "late", "misses", "GPU waits",
-)  # fmt: skip
+_WIDTHS: Final = {
+    "step": 8, "starts at": 10, "takes": 10, "tokens": 7, "requests": 9,
+    "hits": 6, "late": 6, "misses": 7, "GPU waits": 10,
+}  # fmt: skip
+"""The columns of the last steps, and their widths."""
 
 
 class View:
@@ -28,20 +31,19 @@ class View:
 
     def __init__(self) -> None:
         self.bars = Bars("preparing")
-        self._shown: RenderableType = ""
+        self._shown = Text()
 
     def stand(self, it: Standing) -> None:
         """Draw this standing from now on."""
-        self._shown = Group("", figures(it), "", last_steps(it))
+        self._shown = Text("\n".join(lines_of(it)), no_wrap=True, overflow="ellipsis")
 
     def __rich__(self) -> RenderableType:
         return Group(self.bars, self._shown)
 
 
-def figures(it: Standing) -> Table:
-    """Return the figures of the run so far, one a line."""
+def lines_of(it: Standing) -> Iterator[str]:
+    """Yield the lines below the bars: the figures of the run so far, then its last steps."""
     hits, late, misses = shares_of(it)
-    lanes = "   ".join(f"{lane} {share:.0%}" for lane, share in it.busy_shares.items())
     used = it.kv_blocks / it.kv_blocks_total if it.kv_blocks_total else 0
     rows = {
         "simulated": f"{format_duration_ns(it.now_ns)} in {it.steps} steps",
@@ -50,22 +52,17 @@ def figures(it: Standing) -> Table:
         f"{it.requests} ended",
         "experts": f"hits {hits}   late {late}   misses {misses}",
         "KV blocks": f"{it.kv_blocks} of {it.kv_blocks_total} in use ({used:.0%})",
-        "lanes busy": lanes,
+        "lanes busy": "   ".join(f"{lane} {share:.0%}" for lane, share in it.busy_shares.items()),
     }
-    table = Table.grid(padding=(0, 2))
-    for row in rows.items():
-        table.add_row(*row)
-    return table
+    yield ""
+    yield from (f"{name:12}{text}" for name, text in rows.items())
+    yield ""
+    yield _row(_WIDTHS)
+    yield from (_row(_cells(step)) for step in it.last_steps)
 
 
-def last_steps(it: Standing) -> Table:
-    """Return the last steps as a table, the newest last."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for name in _COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
-    for step in it.last_steps:
-        table.add_row(*_cells(step))
-    return table
+def _row(cells: Iterable[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS.values(), strict=True))
 
 
 def _cells(step: Mapping[str, int]) -> tuple[str, ...]:
