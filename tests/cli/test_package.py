@@ -18,6 +18,8 @@ IN_SDIST = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "constraints
             "pyproject.toml"}  # fmt: skip
 MADE = {".gitignore", "PKG-INFO"}  # which the build adds to a source distribution
 
+SCENARIO = "{trace: trace, hardware: rtx-4090, model: {shape: qwen3-30b-a3b, expert_bits: 4}}"
+
 pytestmark = pytest.mark.slow
 
 
@@ -94,7 +96,7 @@ def test_an_installed_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Pat
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", moesim("--version"))
     moesim("trace", "synth", "trace", "--like", "qwen3-30b-a3b", "--requests", "2",
            "--prompt-tokens", "2", "--output-tokens", "4")  # fmt: skip
-    (home / "x.yaml").write_text("trace: trace\nhardware: rtx-4090\nmodel: {expert_bits: 4}\n")
+    (home / "x.yaml").write_text(SCENARIO)
     assert moesim("run", "x.yaml", "--out", "run", "--no-plots").endswith("\nrun\n")
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import moesim; print(moesim.__file__)"],
