@@ -30,8 +30,6 @@ _REDRAW_S: Final = 0.1
 class _Time(TimeRemainingColumn):
     """The time left; where nothing tells it, the time since the part began."""
 
-    max_refresh = None  # so that the elapsed time is never an old one
-
     def render(self, task: Task) -> Text:
         """Return the time of one part."""
         if task.finished or (task.total is not None and task.time_remaining is not None):
