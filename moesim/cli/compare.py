@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,7 +127,7 @@ def _compared(
         # A mistake in the last point, or a read-only folder, must show before hours of simulation.
         check_points(missing)
         output.check()
-    saved = output.save_run
+    saved: Callable[[Path], None] = output.save_run
     if watch:
         kept = [point for point in points if point not in missing]
         saved = telling(missing, kept, output.save_run)
