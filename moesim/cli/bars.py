@@ -73,7 +73,7 @@ class Bars:
 
 def live(shown: RenderableType, redraws_per_s: float = 10) -> Live:
     """Return a context that draws `shown` on stderr until it ends, and then wipes it."""
-    # What a command prints meanwhile goes above the bars, but a pipe must get it on stdout.
+    # What a command says meanwhile goes above the bars, but to stdout if that is a pipe.
     return Live(
         shown,
         console=Console(stderr=True),

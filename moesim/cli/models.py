@@ -197,5 +197,7 @@ def prompts(
 
 
 def _echo(evaluation: Evaluation) -> None:
+    from moesim.cli.progress import say
+
     domains = "  ".join(f"{name} {loss:.3f}" for name, loss in evaluation.by_domain.items())
-    typer.echo(f"step {evaluation.step:>5}  validation loss {evaluation.loss:.3f}  ({domains})")
+    say(f"step {evaluation.step:>5}  validation loss {evaluation.loss:.3f}  ({domains})")

@@ -11,7 +11,15 @@ from typing import Final
 
 import typer
 
-__all__ = ["Show", "is_drawn", "minute_lines", "progress", "seconds_watched", "sweep_progress"]
+__all__ = [
+    "Show",
+    "is_drawn",
+    "note_watched",
+    "progress",
+    "say",
+    "seconds_watched",
+    "sweep_progress",
+]
 
 Show = Callable[[str, int, int], None]
 """`show(what, done, total)`: draw one bar for each `what`, with the remaining time."""
@@ -23,6 +31,14 @@ _began: list[float] = []
 def is_drawn() -> bool:
     """Return whether stderr is a terminal on which lines can be drawn again."""
     return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line while bars may be drawn: it goes above them, where typer would write on them."""
+    # By name, because the bars have put a stream of their own there.
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
 
 
 @contextmanager
@@ -54,12 +70,12 @@ def sweep_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     A batch system keeps stderr in a file. A line a minute then says how long the sweep will take.
     """
-    lines = minute_lines(what, total)
+    lines = _lines(what, total)
     with progress() as bars:
         yield lines if bars is None else lambda done: bars(what, done, total)
 
 
-def minute_lines(what: str, total: int) -> Callable[[int], None]:
+def _lines(what: str, total: int) -> Callable[[int], None]:
     """Return a function that prints a line with the remaining time, at most once a minute."""
     began_s = printed_s = time.monotonic()
     first: int | None = None

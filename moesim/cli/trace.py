@@ -207,7 +207,7 @@ def synth(
     force: ForceOption = False,
 ) -> None:
     """Draw a synthetic trace at random; its header marks it as synthetic."""
-    from moesim.cli.progress import progress
+    from moesim.cli.progress import progress, say
     from moesim.errors import UsageError
     from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, write_synthetic
@@ -240,7 +240,7 @@ def synth(
             own = knobs.num_layers == found.sizes.layers
             knobs = knobs_like(found, knobs)
             header = header_like(found, knobs, moe_layers if own else None)
-            typer.echo("\n".join(found.lines()))
+            say("\n".join(found.lines()))
         trace = write_synthetic(
             out, knobs, meta=header, force=force, progress=counter(show, "requests")
         )

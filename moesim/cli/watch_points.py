@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import typer
-
+from moesim.cli.progress import say
 from moesim.inputs import read_json
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def telling(
     def tell(folder: Path) -> None:
         nonlocal best
         speed = _speed(folder)
-        typer.echo(ended_line(labels[folder], speed, best), err=True)
+        say(ended_line(labels[folder], speed, best), err=True)
         best = speed if best is None else max(best, speed or best)
         saved(folder)
 

@@ -7,11 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from workloads import plan_of, tiny_scenario, tiny_trace
 
 from moesim.cli.watch import standing_line, watching
-from moesim.serving.ledger import STEP_COLUMNS
+from moesim.serving.layers import LayerPlan
+from moesim.serving.ledger import STEP_COLUMNS, Ledger
 from moesim.serving.server import Server
 from moesim.serving.standing import Readings, Standing
 from moesim.simulate import run
@@ -104,6 +106,16 @@ def test_counts_only_grow_and_requests_are_in_one_place(
         assert (it.running > 0) == (it.kv_blocks > 0)
         assert it.kv_blocks <= it.kv_blocks_total
         assert all(0 <= share <= 1 for share in it.busy_shares.values())
+
+
+def test_steps_are_read_from_any_number_on() -> None:
+    ledger = Ledger(LayerPlan.of([0], 1), 2)
+    table = np.arange(5)[:, None] + np.zeros(len(STEP_COLUMNS), np.int64)
+    ledger.add_steps(table[:2])
+    ledger.add_steps(table[2:3])
+    ledger.add_steps(table[3:])
+    for number in range(6):
+        assert ledger.steps_from(number)[:, 0].tolist() == list(range(number, 5))
 
 
 STANDING = Standing(
