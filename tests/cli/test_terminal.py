@@ -78,7 +78,7 @@ def test_a_watched_run_shows_how_it_stands_and_fits_into_80_columns(home: Path) 
     assert code == 0, shown
     assert output.splitlines()[-1] == str(home / "seen")
     for part in ("simulated ", "requests ", "experts ", "KV blocks ", "lanes busy ", "step "):
-        assert any(line.startswith(part) for line in shown), part
+        assert any(line.strip().startswith(part) for line in shown), part
     assert max(map(len, shown)) <= 80
 
 
