@@ -86,6 +86,8 @@ def advise(
     Needs no trace and no GPU. Speeds are predictions by the code that `moesim measured` scores, and
     each has its interval.
     """
+    from moesim.cli.progress import progress
+
     numbers = (vram, gpu_bandwidth, gpu_tflops)
     parts, own = _parts(gpu, cpu, ram, pcie, this_machine, no_probe, as_json)
     from moesim.advice.ask import question_of
@@ -101,12 +103,14 @@ def advise(
         check_page_path(html)
     if not as_json:
         typer.echo(f"{heading(question)}\n")
-    from moesim.advice import tables
-    from moesim.advice.advice import advise as advise_on
-    from moesim.cli.output import echo_json
-    from moesim.report.tabular import write_tables
+    with progress("choices") as show:
+        from moesim.advice import tables
+        from moesim.advice.advice import advise as advise_on
+        from moesim.cli.output import echo_json
+        from moesim.progress import counter
+        from moesim.report.tabular import write_tables
 
-    advice = advise_on(question, thorough=every)
+        advice = advise_on(question, thorough=every, progress=counter(show, "choices"))
     if as_json:
         if html is not None:
             write_page(html, advice, shown_of(advice))

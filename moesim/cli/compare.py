@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,8 @@ from moesim.cli.points import (
     exit_code,
     run_into,
 )
+from moesim.cli.progress import progress
+from moesim.cli.watch_points import telling
 from moesim.errors import UsageError
 from moesim.locks import exclusive
 
@@ -60,6 +62,12 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch", help="Say on stderr how fast each point is as it ends, and the best so far."
+        ),
+    ] = False,
 ) -> None:
     """Run every point of a scenario's sweep and compare them in tables and figures.
 
@@ -68,9 +76,10 @@ def compare(
     process is writing the same folder. The last line printed is the folder with compare.csv,
     compare.md and plots/.
     """
-    from moesim.scenario import load_scenario
+    with progress():
+        from moesim.scenario import load_scenario
 
-    loaded = load_scenario(scenario, overrides or ())
+        loaded = load_scenario(scenario, overrides or ())
     taken_out = _taken_out(scenario, loaded)
     if not loaded.sweep:
         why = f"--set takes {taken_out} out of its `sweep:`" if taken_out else "has no `sweep:`"
@@ -83,7 +92,9 @@ def compare(
     backend = backend_of(on, workers)
     command = _command(scenario, overrides or (), out, plots=plots)
     with opened(out or Path("runs") / f"{loaded.name}-compare") as output:
-        failures, wrote = _compared(loaded, output, backend, command, force, plots, as_json)
+        failures, wrote = _compared(
+            loaded, output, backend, command, force, plots, as_json, watch=watch
+        )
     if failures:
         raise typer.Exit(exit_code(failures, wrote=wrote))
 
@@ -96,38 +107,46 @@ def _compared(
     force: bool,
     plots: bool,
     as_json: bool,
+    *,
+    watch: bool,
 ) -> tuple[list[tuple[Point, Exception]], bool]:
     """Simulate the points that are missing, write the comparison and print it.
 
     Return the points that failed, and whether any succeeded.
     """
-    from moesim.report import write_comparison
-    from moesim.sweep import check_points, comparison_of, points_of, unfinished
+    with progress("checking the points"):
+        from moesim.report import write_comparison
+        from moesim.sweep import check_points, comparison_of, points_of, unfinished
 
-    folder = output.folder
-    points = points_of(loaded, folder / "runs", copied=output.copied)
-    if not force:
-        output.fetch(points)
-    missing = points if force else unfinished(points)
-    # A mistake in the last point, or a read-only folder, must show before hours of simulation.
-    check_points(missing)
-    output.check()
+        folder = output.folder
+        points = points_of(loaded, folder / "runs", copied=output.copied)
+        if not force:
+            output.fetch(points)
+        missing = points if force else unfinished(points)
+        # A mistake in the last point, or a read-only folder, must show before hours of simulation.
+        check_points(missing)
+        output.check()
+    saved: Callable[[Path], None] = output.save_run
+    if watch:
+        kept = [point for point in points if point not in missing]
+        saved = telling(missing, kept, output.save_run)
     # Inside the folder, which stays while its runs come and go. The lock also keeps `report` out.
     with exclusive(folder, inside=True):
         failures = run_into(
-            folder / "runs", missing, len(points), backend, force=force, saved=output.save_run
+            folder / "runs", missing, len(points), backend, force=force, saved=saved
         )
-        # Points that worked are reported although others failed.
-        comparison = comparison_of(points, failures)
-        if comparison is not None:
-            write_comparison(
-                comparison,
-                folder,
-                name=loaded.name,
-                command=command,
-                failures=comparison.failures,
-                plots=plots,
-            )
+        with progress("tables and figures" if plots else "tables"):
+            # Points that worked are reported although others failed.
+            comparison = comparison_of(points, failures)
+            if comparison is not None:
+                write_comparison(
+                    comparison,
+                    folder,
+                    name=loaded.name,
+                    command=command,
+                    failures=comparison.failures,
+                    plots=plots,
+                )
     output.save_rest()
     if comparison is not None:
         print_comparison(comparison, output.shown, comparison.failures, as_json=as_json)

@@ -99,13 +99,14 @@ def curve(
     is a distinct expert of a layer event that was resident when the event began. --intervals,
     --link and --expert-bytes print more. With --out, the last line printed is the folder.
     """
-    from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
-    from moesim.files import may_replace, whole_folder
-    from moesim.report.curve import FILES, write_curve
-    from moesim.report.curve_points import Resampling
-    from moesim.simulate.curve_report import curve_report
 
+    with progress("opening the trace"):
+        from moesim.cli.output import echo_json
+        from moesim.files import may_replace, whole_folder
+        from moesim.report.curve import FILES, write_curve
+        from moesim.report.curve_points import Resampling
+        from moesim.simulate.curve_report import curve_report
     if out is not None and out.exists():  # before the replay, which may be long
         may_replace(out, force, FILES)
     resampling = Resampling(resamples, seed) if intervals or out is not None else None
@@ -115,9 +116,9 @@ def curve(
             batch=batch, replay=replay, admission=admission, seed=seed, model=model,
             expert_bytes=expert_bytes, link=link, resampling=resampling, progress=show,
         )  # fmt: skip
-    names = list(dict.fromkeys(policy))
+    names = list(dict.fromkeys(policy))  # a policy named twice is one column
     if out is not None:
-        with whole_folder(out, force=force, ours=FILES) as folder:
+        with progress("writing"), whole_folder(out, force=force, ours=FILES) as folder:
             write_curve(report, folder, plots=plots)
     if as_json:
         rates = {name: {p.capacity: p.hit_rate for p in report.points if p.policy == name}

@@ -20,6 +20,7 @@ from moesim.cli.points import (
     exit_code,
     run_into,
 )
+from moesim.cli.progress import progress
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -86,8 +87,9 @@ def dial(
         parse_links("--link", link),
         seeds,
     )
-    loaded = load_scenario(scenario, overrides or ())
-    refuse(loaded)
+    with progress():
+        loaded = load_scenario(scenario, overrides or ())
+        refuse(loaded)
     backend = backend_of(on, workers)
     command = _command(scenario, overrides or (), grid, out, plots=plots)
     with opened(out or Path("runs") / f"{loaded.name}-dial") as output:
@@ -106,19 +108,20 @@ def _simulated(
     plots: bool,
 ) -> Page:
     """Simulate the points that are missing, and write the page. Exit where points fail."""
-    from moesim.dial import Page, dial_points, planes_of, write_page
-    from moesim.dial.points import check
-    from moesim.report import load_run
-    from moesim.sweep import unfinished
+    with progress("checking the points"):
+        from moesim.dial import Page, dial_points, planes_of, write_page
+        from moesim.dial.points import check
+        from moesim.report import load_run
+        from moesim.sweep import unfinished
 
-    folder = output.folder
-    points = dial_points(loaded, grid, folder / "runs", copied=output.copied)
-    every = [each.point for each in points]
-    if not force:
-        output.fetch(every)
-    missing = every if force else unfinished(every)
-    check(points)
-    output.check()
+        folder = output.folder
+        points = dial_points(loaded, grid, folder / "runs", copied=output.copied)
+        every = [each.point for each in points]
+        if not force:
+            output.fetch(every)
+        missing = every if force else unfinished(every)
+        check(points)
+        output.check()
     with exclusive(folder, inside=True):
         failures = run_into(
             folder / "runs", missing, len(every), backend, force=force, saved=output.save_run
@@ -126,9 +129,10 @@ def _simulated(
         if failures:
             echo_failures(failures, len(every))
             raise typer.Exit(exit_code(failures, wrote=False))
-        runs = {each: load_run(each.point.folder) for each in points}
-        page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
-        write_page(page, folder, plots=plots)
+        with progress("page"):
+            runs = {each: load_run(each.point.folder) for each in points}
+            page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
+            write_page(page, folder, plots=plots)
     output.save_rest()
     return page
 

@@ -18,12 +18,14 @@ def start_torch(what: str, threads: int | None) -> None:
 
     Raise `MissingExtra` without the torch extra.
     """
+    from moesim.cli.progress import progress
     from moesim.record.extra import prepare_torch
 
     # Before `import torch`: without the extra, this says what to install.
     prepare_torch(what)
-    import torch
-    from transformers.utils import logging
+    with progress("starting torch"):
+        import torch
+        from transformers.utils import logging
 
     # Its bars would be written between those of moesim.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -43,15 +43,16 @@ def measured(
     """
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
-    from moesim.measured.answers import answer_fitted, answer_rows, as_plain, summarised
-    from moesim.measured.fit import Fitted
-    from moesim.measured.rows import read_measured
-    from moesim.measured.simulated import Simulated
 
-    read = read_measured(rows)
-    model = Simulated()
-    fits: list[Fitted] = []
     with progress() as show:
+        from moesim.measured.answers import answer_fitted, answer_rows, as_plain, summarised
+        from moesim.measured.fit import Fitted
+        from moesim.measured.rows import read_measured
+        from moesim.measured.simulated import Simulated
+
+        read = read_measured(rows)
+        model = Simulated()
+        fits: list[Fitted] = []
         if fit == "two":
             answered, fits = answer_fitted(read, model, progress=show)
         else:

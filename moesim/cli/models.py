@@ -98,11 +98,10 @@ def train(
         },
     )
     model = _preset(preset, gate, routed_by, top_k, gate_option)
-    corpus = corpus_of(text, characters)
-    with progress() as show:
+    with progress("reading the text") as show:
         trained = train_model(
             model,
-            corpus,
+            corpus_of(text, characters),
             out,
             steps=steps,
             seed=seed,
@@ -198,5 +197,7 @@ def prompts(
 
 
 def _echo(evaluation: Evaluation) -> None:
+    from moesim.cli.progress import say
+
     domains = "  ".join(f"{name} {loss:.3f}" for name, loss in evaluation.by_domain.items())
-    typer.echo(f"step {evaluation.step:>5}  validation loss {evaluation.loss:.3f}  ({domains})")
+    say(f"step {evaluation.step:>5}  validation loss {evaluation.loss:.3f}  ({domains})")

@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-__all__ = ["Show", "progress", "seconds_watched", "sweep_progress"]
+__all__ = [
+    "Show",
+    "is_drawn",
+    "note_watched",
+    "progress",
+    "say",
+    "seconds_watched",
+    "sweep_progress",
+]
 
 Show = Callable[[str, int, int], None]
 """`show(what, done, total)`: draw one bar for each `what`, with the remaining time."""
 
-# A simulation reports after each step, which is more often than a terminal can draw.
-_REDRAW_S: Final = 0.1
 _LINE_S: Final = 60.0
 _began: list[float] = []
 
 
+def is_drawn() -> bool:
+    """Return whether stderr is a terminal on which lines can be drawn again."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line while bars may be drawn: it goes above them, where typer would write on them."""
+    # By name, because the bars have put a stream of their own there.
+    stream = sys.stderr if err else sys.stdout
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 @contextmanager
-def progress() -> Iterator[Show | None]:
-    """Yield a function that shows progress, or None if stderr is not a terminal."""
-    if not sys.stderr.isatty():
+def progress(first: str = "preparing") -> Iterator[Show | None]:
+    """Yield a function that shows progress, or None if stderr is not a terminal.
+
+    Until it is first called, `first` says what the command does, beside the seconds that it takes.
+    So enter this context before slow imports.
+    """
+    if not is_drawn():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import Progress
+    from moesim.cli.bars import Bars, live
 
+    note_watched()
+    bars = Bars(first)
+    with live(bars):
+        yield bars.show
+
+
+def note_watched() -> None:
+    """Note that this command shows progress from now on."""
     _began.append(time.monotonic())
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        yield _shower(bars)
 
 
 @contextmanager
@@ -71,19 +97,3 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
 def seconds_watched() -> float | None:
     """Return the seconds since this command first showed progress; None if it never did."""
     return time.monotonic() - _began[0] if _began else None
-
-
-def _shower(bars: Progress) -> Show:
-    tasks: dict[str, TaskID] = {}
-    drawn_s: dict[str, float] = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total)
-        elif done < total and now - drawn_s[what] < _REDRAW_S:
-            return
-        drawn_s[what] = now
-        bars.update(tasks[what], completed=done, total=total)
-
-    return show

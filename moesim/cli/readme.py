@@ -97,7 +97,7 @@ def readme(
             "threads": threads,
         },
     )
-    with progress() as show:
+    with progress("reading the text") as show:
         folders = run(
             base,
             corpus_of(text, characters),
@@ -140,22 +140,24 @@ def _changed(
 
 def _echo_untuned(untuned: Untuned) -> None:
     """Print the loss of the dense model and of each expert on each domain, before tuning."""
-    typer.echo("loss before tuning, in nats per token:")
+    from moesim.cli.progress import say
+
+    say("loss before tuning, in nats per token:")
     width = max(len(name) for name in ("dense model", *untuned.experts)) + 2
     domains = list(untuned.dense)
     column = max(10, *map(len, domains)) + 2
-    typer.echo(f"{'':{width}}" + "".join(f"{domain:>{column}}" for domain in domains))
+    say(f"{'':{width}}" + "".join(f"{domain:>{column}}" for domain in domains))
     rows = {"dense model": untuned.dense, **untuned.experts}
     for name, losses in rows.items():
-        typer.echo(
-            f"{name:{width}}" + "".join(f"{losses[domain]:{column}.3f}" for domain in domains)
-        )
+        say(f"{name:{width}}" + "".join(f"{losses[domain]:{column}.3f}" for domain in domains))
 
 
 def _echo_stage(kind: str, measured: Measured) -> None:
+    from moesim.cli.progress import say
+
     agreement = "" if measured.agreement is None else f"  routers agree {measured.agreement:.1%}"
     passes = "" if not measured.passes else f"  {measured.passes:.2f} passes over the text"
-    typer.echo(
+    say(
         f"{kind:>10}  {measured.stage:16}  validation loss {measured.validation:.3f}"
         f"{agreement}{passes}"
     )

@@ -133,7 +133,8 @@ def record(
             "threads": threads,
         },
     )
-    loaded, tokenizer = load_model(model, revision=revision, device=device, dtype=dtype)
+    with progress("loading the model"):
+        loaded, tokenizer = load_model(model, revision=revision, device=device, dtype=dtype)
     _note_missing_shape(loaded_config(loaded, find_moe_layers(loaded)))
     with progress() as show:
         trace = record_model(

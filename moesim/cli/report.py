@@ -13,6 +13,7 @@ from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_com
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.points import check_writable
+from moesim.cli.progress import progress
 from moesim.cli.what_if import print_what_ifs
 from moesim.errors import UsageError
 from moesim.locks import exclusive
@@ -84,13 +85,15 @@ def report(
 
     With --baseline or --fail-if, runs are judged instead, and nothing is written.
     """
-    from moesim.report import load_runs
+    with progress("reading the runs"):
+        from moesim.report import load_runs
 
-    paths = runs or []
+        paths = runs or []
     if baselines or fail_if or as_markdown:
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
-    loaded = load_runs(paths)
+    with progress("reading the runs"):
+        loaded = load_runs(paths)
     if perfetto is not None:
         _write_perfetto(loaded, perfetto, as_json=as_json)
         return
@@ -123,7 +126,8 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
 
     folder = out or run.path
     if plots:
-        plots_for_run(run.path, folder / "plots")
+        with progress("figures"):
+            plots_for_run(run.path, folder / "plots")
     if as_json:
         echo_json({"out": str(folder), "summary": dict(run.summary)})
         return
@@ -146,7 +150,7 @@ def _report_several(
     folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
     names = list(dict.fromkeys(run.text("name") for run in runs))
     check_writable(folder)
-    with exclusive(folder, inside=True):
+    with exclusive(folder, inside=True), progress("tables and figures" if plots else "tables"):
         write_comparison(
             comparison,
             folder,

@@ -52,15 +52,17 @@ def redundancy(
     With --out, the last line printed is the folder with redundancy.csv and plots/.
     """
     from moesim.cli.progress import progress
-    from moesim.report import redundancy as reports
-    from moesim.trace import load_trace
-    from moesim.trace.choices import State
-    from moesim.trace.redundancy import redundancy as measure
-    from moesim.trace.redundancy import transitions
 
-    kind = cast(State, state)  # `transitions` checks it, before the long measurement
-    loaded = load_trace(trace)
-    pair = transitions(loaded, layer, kind)
+    with progress("opening the trace"):
+        from moesim.report import redundancy as reports
+        from moesim.trace import load_trace
+        from moesim.trace.choices import State
+        from moesim.trace.redundancy import redundancy as measure
+        from moesim.trace.redundancy import transitions
+
+        kind = cast(State, state)  # `transitions` checks it, before the long measurement
+        loaded = load_trace(trace)
+        pair = transitions(loaded, layer, kind)
 
     def work(folder: Path | None) -> None:
         with progress() as show:
@@ -74,7 +76,10 @@ def redundancy(
         reports.write_redundancy(folder / "redundancy.csv", measured)
         if plots:
             about = caption_of(trace, loaded, f"state: {state}; {shuffles} shuffles, seed {seed}")
-            reports.plots_for_redundancy(folder / "plots", measured, pair, about=about, seed=seed)
+            with progress("figures"):
+                reports.plots_for_redundancy(
+                    folder / "plots", measured, pair, about=about, seed=seed
+                )
 
     _into(out, force, ("redundancy.csv",), work)
 
@@ -94,16 +99,18 @@ def locality(
     With --out, the last line printed is the folder with locality.csv and plots/.
     """
     from moesim.cli.progress import progress
-    from moesim.report import locality as reports
-    from moesim.trace import load_trace
-    from moesim.trace.locality import distances
-    from moesim.trace.locality import locality as measure
 
-    loaded = load_trace(trace)
+    with progress("opening the trace"):
+        from moesim.report import locality as reports
+        from moesim.trace import load_trace
+        from moesim.trace.locality import distances
+        from moesim.trace.locality import locality as measure
+
+        loaded = load_trace(trace)
 
     def work(folder: Path | None) -> None:
-        measured = measure(loaded)
         with progress() as show:
+            measured = measure(loaded)
             reuse = distances(loaded, shuffles=shuffles, seed=seed, progress=show)
         _print(loaded, reports.locality_table(measured, reuse), reports.locality_remarks())
         if folder is None:
@@ -111,7 +118,8 @@ def locality(
         reports.write_locality(folder / "locality.csv", measured)
         if plots:
             about = caption_of(trace, loaded, f"{shuffles} shuffles, seed {seed}")
-            reports.plots_for_locality(folder / "plots", measured, reuse, about=about)
+            with progress("figures"):
+                reports.plots_for_locality(folder / "plots", measured, reuse, about=about)
 
     _into(out, force, ("locality.csv",), work)
 

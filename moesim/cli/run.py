@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from moesim.cli.progress import Show
+    from moesim.serving.standing import Watch
 
 __all__ = ["register"]
 
@@ -30,25 +36,33 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
     ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Show the run while it is simulated: clock, speed, hits, requests, lanes, steps.",
+        ),
+    ] = False,
 ) -> None:
     """Simulate a scenario and write its run directory.
 
     The last line printed is the run directory; with --json, it is the document's `out`.
     """
     from moesim.cli.output import echo_json
-    from moesim.cli.progress import progress
-    from moesim.files import clean_up
-    from moesim.report import print_summary
-    from moesim.scenario import load_scenario
-    from moesim.simulate import run as simulate
-    from moesim.simulate.rundir import default_path
 
-    loaded = load_scenario(scenario, overrides or ())
-    folder = out if out is not None else default_path(loaded)
-    # A run that was killed has left its temporary folder beside its run directory.
-    clean_up(folder.parent)
-    with progress() as show:
-        result = simulate(loaded, out=folder, force=force, draw=plots, progress=show)
+    # First the view, which shows at once that the command has begun: imports take a second.
+    with _shown(watch) as (show, watcher):
+        from moesim.files import clean_up
+        from moesim.report import print_summary
+        from moesim.scenario import load_scenario
+        from moesim.simulate import run as simulate
+        from moesim.simulate.rundir import default_path
+
+        loaded = load_scenario(scenario, overrides or ())
+        folder = out if out is not None else default_path(loaded)
+        # A run that was killed has left its temporary folder beside its run directory.
+        clean_up(folder.parent)
+        result = simulate(loaded, out=folder, force=force, draw=plots, progress=show, watch=watcher)
     if as_json:
         echo_json({"out": str(folder), **result.summary})
         return
@@ -56,3 +70,18 @@ def run(
     if plots:
         typer.echo(f"\nplots are in {folder / 'plots'}")
     typer.echo(str(folder))
+
+
+@contextmanager
+def _shown(watched: bool) -> Iterator[tuple[Show | None, Watch | None]]:
+    """Yield the callbacks `progress` and `watch` of a run, or None for what is not shown."""
+    if watched:
+        from moesim.cli.watch import watching
+
+        with watching() as view:
+            yield view
+        return
+    from moesim.cli.progress import progress
+
+    with progress() as show:
+        yield show, None

@@ -13,6 +13,7 @@ import typer
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import OnOption, WorkersOption, backend_of
+from moesim.cli.progress import progress
 from moesim.cli.search_job import SearchJob
 from moesim.errors import MoesimError, ThresholdError, UsageError
 
@@ -125,7 +126,8 @@ def search(
     with nullcontext() if out is None else opened(out) as given:
         folder, copied = (given.folder, given.copied) if given else (None, False)
         changes = (overrides or (), over or ())
-        grid, named = load_grid(scenario, *changes, folder, "search", copied=copied)
+        with progress():
+            grid, named = load_grid(scenario, *changes, folder, "search", copied=copied)
         output = given or Output(grid.folder)
         job = SearchJob(grid, output, backend, force)
         page = job.page(asked, named, probes, tolerance, command)

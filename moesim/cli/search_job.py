@@ -64,11 +64,13 @@ class SearchJob:
         from moesim.sweep import check_points
 
         folder = self.grid.folder
-        search = self._search(asked, named, probes, tolerance)
-        # A mistake in the last value, or a read-only folder, must show before hours of simulation.
-        check_points([p for at in self.grid.one_by_one() for p in self.grid.points[at]])
-        self.output.check()
-        self.output.fetch_file(JOURNAL)
+        with progress("checking the points"):
+            search = self._search(asked, named, probes, tolerance)
+            # A mistake in the last value, or a read-only folder, must show before hours of
+            # simulation.
+            check_points([p for at in self.grid.one_by_one() for p in self.grid.points[at]])
+            self.output.check()
+            self.output.fetch_file(JOURNAL)
         with exclusive(folder, inside=True):
             self._clean_up()
             try:
@@ -83,7 +85,8 @@ class SearchJob:
                 raise
             finally:
                 self._clean_up()  # a worker that was killed could not do this itself
-            write_page(page)
+            with progress("page"):
+                write_page(page)
         self.output.save_rest()
         if self._place is not None:
             echo_repeated(self._place)

@@ -54,13 +54,14 @@ def split(
     What the scenario gives to memory.kv and cache.slots is one more division, for comparison. The
     last line printed is the folder with split.csv, plots/ and runs/.
     """
-    from moesim.report.division import division_records, division_table, write_division
-    from moesim.report.metrics import run_caption
-    from moesim.report.tabular import write_tables
-    from moesim.scenario import load_scenario
-    from moesim.sweep.division import GOALS, remarks, room_of
+    with progress():
+        from moesim.report.division import division_records, division_table, write_division
+        from moesim.report.metrics import run_caption
+        from moesim.report.tabular import write_tables
+        from moesim.scenario import load_scenario
+        from moesim.sweep.division import GOALS, remarks, room_of
 
-    loaded = load_scenario(scenario, overrides or ())
+        loaded = load_scenario(scenario, overrides or ())
     if loaded.sweep:
         raise UsageError(
             f"{scenario}: a division is searched for one scenario, and this one has a `sweep:`; "
@@ -74,7 +75,8 @@ def split(
     with exclusive(folder, inside=True):
         clean_up(folder / "runs")
         rows, best, found = _searched(loaded, room, folder / "runs", (key, sign), runs, force=force)
-        write_division(folder, rows, best, key, name=loaded.name, plots=plots)
+        with progress("tables and figures"):
+            write_division(folder, rows, best, key, name=loaded.name, plots=plots)
     values = room.values(found.best)
     caption = run_caption(best.run)
     notes = [*_against_own(rows, best, key, sign), *remarks(room, found)]

@@ -35,9 +35,13 @@ def register(app: typer.Typer) -> None:
 
 def validate(trace: Annotated[Path, typer.Argument(help="The trace's folder.")]) -> None:
     """Check every hash and every value of a trace; exit with 1 at the first that is wrong."""
-    from moesim.trace import validate_trace
+    from moesim.cli.progress import progress
 
-    typer.echo(f"ok: {validate_trace(trace)}")
+    with progress("reading the trace"):
+        from moesim.trace import validate_trace
+
+        valid = validate_trace(trace)
+    typer.echo(f"ok: {valid}")
 
 
 def convert(
@@ -203,7 +207,7 @@ def synth(
     force: ForceOption = False,
 ) -> None:
     """Draw a synthetic trace at random; its header marks it as synthetic."""
-    from moesim.cli.progress import progress
+    from moesim.cli.progress import progress, say
     from moesim.errors import UsageError
     from moesim.progress import counter
     from moesim.trace import SyntheticKnobs, write_synthetic
@@ -236,7 +240,7 @@ def synth(
             own = knobs.num_layers == found.sizes.layers
             knobs = knobs_like(found, knobs)
             header = header_like(found, knobs, moe_layers if own else None)
-            typer.echo("\n".join(found.lines()))
+            say("\n".join(found.lines()))
         trace = write_synthetic(
             out, knobs, meta=header, force=force, progress=counter(show, "requests")
         )

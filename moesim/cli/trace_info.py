@@ -49,15 +49,18 @@ def info(
 
     Example: moesim trace info traces/shallow --all --out build/info
     """
-    from moesim.cli.output import echo_json
-    from moesim.files import may_replace, whole_folder
-    from moesim.report.findings import FILES, verdicts
-    from moesim.trace import load_trace
-    from moesim.trace.statistics import describe
+    from moesim.cli.progress import progress
 
-    if out is not None and out.exists():  # before the measures, which may be long
-        may_replace(out, force, FILES)
-    loaded = load_trace(trace)
+    with progress("opening the trace"):
+        from moesim.cli.output import echo_json
+        from moesim.files import may_replace, whole_folder
+        from moesim.report.findings import FILES, verdicts
+        from moesim.trace import load_trace
+        from moesim.trace.statistics import describe
+
+        if out is not None and out.exists():  # before the measures, which may be long
+            may_replace(out, force, FILES)
+        loaded = load_trace(trace)
     about = describe(loaded)
     found = _examined(loaded, rows, seed)
     said = verdicts(found)
@@ -68,7 +71,7 @@ def info(
         "measures": found.as_plain(),
     }
     if out is not None:
-        with whole_folder(out, force=force, ours=FILES) as folder:
+        with progress("writing"), whole_folder(out, force=force, ours=FILES) as folder:
             _write(folder, trace, loaded, found, plain, plots)
     if as_json:
         echo_json(plain if out is None else {"out": str(out), **plain})

@@ -56,12 +56,15 @@ def twin(
     by options, which replace what the logs say.
     """
     from moesim.cli.output import echo_json
-    from moesim.report.tabular import write_tables
-    from moesim.twin.samples import Options
-    from moesim.twin.twin import twin_of
+    from moesim.cli.progress import progress
 
-    options = Options(gpu, cpu, ram, pcie, model, form, engine, setting)
-    found = twin_of(logs, options, what_if or ())
+    with progress("what-ifs" if what_if else "fitting"):
+        from moesim.report.tabular import write_tables
+        from moesim.twin.samples import Options
+        from moesim.twin.twin import twin_of
+
+        options = Options(gpu, cpu, ram, pcie, model, form, engine, setting)
+        found = twin_of(logs, options, what_if or ())
     if as_json:
         echo_json(found.plain())
         return

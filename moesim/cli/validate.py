@@ -64,17 +64,18 @@ def validate(
 
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
-    from moesim.files import clean_up
-    from moesim.scenario import load_scenario
-    from moesim.validate.folder import default_folder
-    from moesim.validate.session import validate_scenario
 
-    # As JSON, which is YAML too: a path like `1e3` or `no` must stay a text.
-    named = [f"hardware.profile={json.dumps(str(profile))}"] if profile is not None else []
-    loaded = load_scenario(scenario, [*(overrides or ()), *named])
-    folder = out if out is not None else default_folder(loaded.name)
-    clean_up(folder.parent)
     with progress() as show:
+        from moesim.files import clean_up
+        from moesim.scenario import load_scenario
+        from moesim.validate.folder import default_folder
+        from moesim.validate.session import validate_scenario
+
+        # As JSON, which is YAML too: a path like `1e3` or `no` must stay a text.
+        named = [f"hardware.profile={json.dumps(str(profile))}"] if profile is not None else []
+        loaded = load_scenario(scenario, [*(overrides or ()), *named])
+        folder = out if out is not None else default_folder(loaded.name)
+        clean_up(folder.parent)
         validation = validate_scenario(
             loaded, folder, device=device, runs=runs, force=force, draw=plots, progress=show
         )

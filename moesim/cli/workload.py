@@ -68,6 +68,7 @@ def info(
     With --out, the last line printed is the folder.
     """
     from moesim.cli.output import echo_json
+    from moesim.cli.progress import progress
     from moesim.errors import UsageError
     from moesim.files import whole_folder
     from moesim.report.requests import FILES, remarks, tables, write_requests
@@ -85,10 +86,11 @@ def info(
         frozenset(repair or []),
         requests,
     )
-    read = read_requests(file, reading)
-    about = describe(read)
+    with progress("reading the requests"):
+        read = read_requests(file, reading)
+        about = describe(read)
     if out is not None:
-        with whole_folder(out, force=force, ours=FILES) as folder:
+        with progress("writing"), whole_folder(out, force=force, ours=FILES) as folder:
             write_requests(folder, read, about, file.name, plots=plots)
     if as_json:
         echo_json(about if out is None else {**about, "out": str(out)})

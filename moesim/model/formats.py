@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from moesim.config.shipped_yaml import load_shipped
 from moesim.config.suggest import suggest
 from moesim.config.units import parse_bytes
 from moesim.errors import UsageError
@@ -34,7 +33,7 @@ __all__ = [
 ]
 
 FORMATS: Final = Path(__file__).with_name("formats.yaml")
-_TABLE: Final[dict[str, Any]] = yaml.safe_load(FORMATS.read_text(encoding="utf-8"))
+_TABLE: Final[dict[str, Any]] = load_shipped(FORMATS)
 _SIZE: Final = re.compile(r"\(\s*([0-9.]+\s*[KMGT]i?B)\s*\)\s*$")
 _INTERLEAVED: Final = re.compile(r"_R(?:4|8|16)$")
 _GROUP: Final = re.compile(r"-G([0-9]{1,5})$")

@@ -23,8 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from moesim.config.shipped_yaml import load_shipped
 from moesim.config.suggest import suggest
 from moesim.errors import UsageError
 from moesim.model.layers import LayerKind, Mla
@@ -411,7 +410,7 @@ def check_shape_name(name: str) -> str | None:
 @cache
 def _entries() -> dict[str, dict[str, Any]]:
     # Part of the package, so it needs none of the checks of a user's file.
-    entries: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text(encoding="utf-8"))
+    entries: dict[str, dict[str, Any]] = load_shipped(SHAPES)
     return entries
 
 

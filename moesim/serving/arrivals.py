@@ -40,6 +40,11 @@ class Arrivals:
         """Number of clients, or of requests in an open loop: the most in the system at a time."""
 
     @property
+    def sent(self) -> int:
+        """The number of requests that have arrived."""
+        return self._next
+
+    @property
     def unsent(self) -> bool:
         """Whether a request is still to arrive."""
         return self._next < len(self._requests)

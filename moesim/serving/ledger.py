@@ -404,6 +404,16 @@ class Ledger:
             self._step_tables = [np.concatenate([nothing, *self._step_tables])]
         return self._step_tables[0]
 
+    def steps_from(self, number: int) -> npt.NDArray[np.int64]:
+        """Return the rows of the steps from step `number` on, [steps, columns]."""
+        self._tabulate_steps()
+        later = [np.zeros((0, len(STEP_COLUMNS)), np.int64)]
+        for table in reversed(self._step_tables):
+            later.append(table[table[:, 0] >= number])
+            if table[0, 0] <= number:
+                break
+        return np.concatenate(later[::-1])
+
     def step_columns(self) -> dict[str, Any]:
         """Return the columns of `steps.parquet`."""
         table = self._table_of_steps()

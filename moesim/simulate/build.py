@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from moesim.machine.protocol import Machine
     from moesim.policies.batching.base import Batching
     from moesim.policies.eviction.base import Eviction
+    from moesim.serving.standing import Watch
 
 
 _UNKNOWN_BYTES: Final = 1 << 44  # 16 TiB: host memory whose size is not known limits nothing
@@ -705,10 +706,12 @@ def serve(
     progress: Progress | None = None,
     observers: Sequence[Observer] = (),
     routing: RoutingSource | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Server, int]:
     """Run a plan's server on the simulated machine; return it and the time of its end in ns.
 
-    Arguments are those of `build_server`; `free_link` makes copies take no time.
+    Arguments are those of `build_server`; `free_link` makes copies take no time. `watch` gets the
+    server before it runs, and may read it whenever `progress` is called.
     """
     import simpy
 
@@ -736,6 +739,8 @@ def serve(
         main=eviction is None and evictions is None,
         memo=routing.memo if isinstance(routing, TraceRouting) else None,
     )
+    if watch is not None:
+        watch(server)
     # Until the last token, not until the last event: a copy in flight must not prolong the run.
     try:
         env.run(until=env.process(server.run()))

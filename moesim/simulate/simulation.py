@@ -86,6 +86,7 @@ from moesim.workload.workload import pairing_notes
 
 if TYPE_CHECKING:
     from moesim.serving.compiled.kernel import Steps
+    from moesim.serving.standing import Watch
 
 __all__ = [
     "Outcome",
@@ -167,6 +168,7 @@ def run(
     draw: bool = False,
     point: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     text: str | None = None,
 ) -> Result:
     """Simulate a scenario, given as an object, a file, or plain data; return its result.
@@ -176,7 +178,8 @@ def run(
     and policies), read it instead of simulating again; `force` replaces it. `draw` adds the plots.
     `point` holds the sweep values of the run, and `text` its `scenario.yaml` if its paths must not
     start at `out`. `progress(what, done, total)` is called after each step with the number of
-    served rows, for the run and for each of its bounds.
+    served rows, for the run and for each of its bounds. `watch` gets the server of the run before
+    it serves. It may be read whenever `progress` is called.
 
     Raises:
         ScenarioError: the scenario is wrong, or has a sweep.
@@ -194,14 +197,14 @@ def run(
             scenario, "sweep", "a single run takes no sweep; use `moesim compare` for all points"
         )
     if out is None:
-        return result_of(prepare(scenario), progress)
+        return result_of(prepare(scenario), progress, watch)
     from moesim.simulate.rundir import holds, reuse, write
 
     out = as_path(out)
     finished = reuse(scenario, out, force=force, draw=draw)
     if finished is not None:
         return finished
-    simulated = partial(result_of, prepare(scenario), progress)
+    simulated = partial(result_of, prepare(scenario), progress, watch)
     try:
         return write(
             scenario,
@@ -231,6 +234,7 @@ def simulate(
     what: str = "run",
     progress: Progress | None = None,
     unions: UnionMemo | None = None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Serve the plan's workload on the simulated machine, and check the invariants of the run.
 
@@ -253,6 +257,7 @@ def simulate(
         progress=progress,
         observers=() if log is None else (log,),
         routing=None if unions is None else TraceRouting(plan.trace, unions),
+        watch=watch,
     )
     schedule = None if log is None else [it.plan for it in log.of(Planned)]
     outcome = replace(finish(plan, server, now_ns), schedule=schedule, unions=unions)
@@ -277,9 +282,9 @@ def finish(plan: Plan, server: Server, now_ns: int) -> Outcome:
     return replace(outcome, simulation="compiled", steps=server.compiled.kept)
 
 
-def result_of(plan: Plan, progress: Progress | None = None) -> Result:
+def result_of(plan: Plan, progress: Progress | None = None, watch: Watch | None = None) -> Result:
     """Simulate a plan, with its bounds if `bounds` is set in the scenario; return the result."""
-    return result_from(simulate(plan, progress=progress), progress)
+    return result_from(simulate(plan, progress=progress, watch=watch), progress)
 
 
 def result_from(outcome: Outcome, progress: Progress | None = None) -> Result:

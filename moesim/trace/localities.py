@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import yaml
 
+from moesim.config.shipped_yaml import load_shipped
 from moesim.errors import UsageError
 from moesim.trace.lru_hits import LocalityKnobs
 
@@ -119,7 +119,7 @@ class KnownModel:
 @cache
 def known_models() -> Mapping[str, KnownModel]:
     """Return the models with published hit rates, by the names of their shapes."""
-    raw = yaml.safe_load(FACTS.read_text(encoding="utf-8"))
+    raw = load_shipped(FACTS)
     return {name: _model(name, entry) for name, entry in raw.items()}
 
 
@@ -215,7 +215,7 @@ def _entry(model: KnownModel, trace: KnownTrace) -> Mapping[str, Any]:
 
 @cache
 def _fitted() -> Mapping[str, list[dict[str, Any]]]:
-    loaded: dict[str, list[dict[str, Any]]] = yaml.safe_load(FITTED.read_text(encoding="utf-8"))
+    loaded: dict[str, list[dict[str, Any]]] = load_shipped(FITTED)
     return loaded
 
 

@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from terminals import MOESIM, left_on_a_terminal, on_a_terminal
 from workloads import tiny_trace
-
-MOESIM = [sys.executable, "-m", "moesim"]
-
-
-def on_a_terminal(arguments: list[str], kill_at: str | None = None) -> tuple[int, str, list[str]]:
-    """Return exit code, stdout (a pipe), and the lines on a terminal that is stderr.
-
-    Ctrl-C is sent as soon as the terminal shows `kill_at`.
-    """
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(
-        [*MOESIM, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment
-    )
-    os.close(theirs)
-    shown = b""
-    try:
-        while piece := os.read(ours, 65536):
-            shown += piece
-            if kill_at is not None and kill_at.encode() in shown:
-                process.send_signal(signal.SIGINT)
-                kill_at = None
-    except OSError:  # how Linux reports that the other side of a terminal is closed
-        pass
-    os.close(ours)
-    output, _ = process.communicate()
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    return process.returncode, output, [line for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +30,7 @@ def test_a_run_shows_its_parts_with_the_time_left_and_says_that_it_is_done(home:
     code, output, shown = on_a_terminal(["run", str(home / "x.yaml"), "--out", out, "--no-plots"])
     assert code == 0, shown
     assert output.splitlines()[-1] == out
+    assert shown[0].startswith("preparing ")
     assert any(re.match(r"run +\S+ +\d+% \S*:\d\d", line) for line in shown), shown
     assert any(line.startswith("MIN") for line in shown)
     assert re.fullmatch(r"done in \d+ s", shown[-1])
@@ -75,7 +45,7 @@ def test_an_interrupt_ends_the_bars_with_a_line(home: Path) -> None:
 def test_a_failure_ends_with_its_message(home: Path) -> None:
     code, _, shown = on_a_terminal(["run", str(home / "x.yaml"), "--set", "memory.capacity=1MiB"])
     assert code == 2
-    assert shown[0].startswith("error: ")
+    assert any(line.startswith("error: ") for line in shown)
     assert not any(line.startswith("done") for line in shown)
 
 
@@ -90,7 +60,6 @@ def test_a_pipe_gets_no_progress(home: Path) -> None:
     [
         ["trace", "synth", "{home}/s", "--requests", "2"],
         ["curve", "{home}/trace", "--policy", "lru"],
-        ["compare", "{home}/sweep.yaml", "--workers", "1", "--no-plots", "--out", "{home}/c"],
         ["trace", "locality", "{home}/trace"],
         ["trace", "redundancy", "{home}/trace"],
     ],
@@ -101,3 +70,35 @@ def test_other_long_commands_show_progress_too(home: Path, arguments: list[str])
     assert code == 0, shown
     assert any("%" in line for line in shown)
     assert shown[-1].startswith("done in ")
+
+
+def test_a_watched_run_shows_how_it_stands_and_fits_into_80_columns(home: Path) -> None:
+    long = ["--set", "workload.requests=400", "--out", str(home / "seen"), "--no-plots"]
+    code, output, shown = on_a_terminal(["run", str(home / "x.yaml"), "--watch", *long], columns=80)
+    assert code == 0, shown
+    assert output.splitlines()[-1] == str(home / "seen")
+    for part in ("simulated ", "requests ", "experts ", "KV blocks ", "lanes busy ", "step "):
+        assert any(line.strip().startswith(part) for line in shown), part
+    assert max(map(len, shown)) <= 80
+
+
+def test_an_interrupt_ends_the_view_with_a_line(home: Path) -> None:
+    many = ["--set", "workload.requests=20000", "--out", str(home / "no"), "--watch"]
+    code, output, shown = on_a_terminal(["run", str(home / "x.yaml"), *many], kill_at="lanes busy")
+    assert (code, output, shown[-1]) == (130, "", "interrupted")
+
+
+def test_a_watched_comparison_leaves_a_line_for_each_point(home: Path) -> None:
+    command = ["compare", str(home / "sweep.yaml"), "--workers", "1", "--no-plots", "--watch"]
+    *points, done = left_on_a_terminal([*command, "--out", str(home / "c")])
+    assert done.startswith("done in ")
+    assert len(points) == 2
+    assert points[0].endswith(" output tokens/s, the best so far")
+    assert all(" output tokens/s" in line for line in points)
+
+
+def test_what_is_said_beside_bars_goes_to_stdout(home: Path) -> None:
+    likeness = ["--like", "mixtral-8x7b", "--requests", "1", "--prompt-tokens", "2"]
+    code, output, shown = on_a_terminal(["trace", "synth", str(home / "like"), *likeness])
+    assert code == 0, shown
+    assert output.startswith("like mixtral-8x7b")
