@@ -52,6 +52,7 @@ STEP_COLUMNS = (
     "stall_ns",
     "waves",
     "kv_blocks",
+    "residents",
 )
 TIMELINE_COLUMNS = ("lane", "kind", "start_ns", "finish_ns", "step", "layer", "expert")
 
@@ -199,12 +200,13 @@ class Ledger:
         unions: Sequence[Sequence[Key]],
         rows: Sequence[Sequence[int]],
         waited: int = READBACK,
+        residents: int = 0,
     ) -> None:
         """End a step: read the times of its work, and add it to counters and rows.
 
         `now_ns` is the time at which the host had the step's tokens, after a wait whose idle GPU
         has the cause `waited`. `unions` and `rows` hold, for each layer, the distinct keys and the
-        number of rows that wanted each.
+        number of rows that wanted each. `residents` is the number of experts with a slot.
         """
         self.rows = list(map(add, self.rows, map(sum, rows)))
         accesses = sum(map(len, unions))
@@ -237,6 +239,7 @@ class Ledger:
                 stalled,
                 waves,
                 facts.blocks,
+                residents,
             )
         )
         if self.per_step is not None:

@@ -255,10 +255,13 @@ class Server:
         """Run steps whose decisions do not depend on time: decide all, then time each."""
         ledger, start = self.ledger, self.machine.now_ns
         routings = [self._routing.step(step) for step in steps]
-        decided = [self._decide(*pair, memo) for pair in zip(steps, routings, strict=True)]
-        for step, routing, events in zip(steps, routings, decided, strict=True):
+        decided = [
+            (self._decide(*pair, memo), self._residents())
+            for pair in zip(steps, routings, strict=True)
+        ]
+        for step, routing, (events, residents) in zip(steps, routings, decided, strict=True):
             number, sizes = ledger.num_steps, self._sizes(step)
-            finish = memo.step(number, start, step.batch, events, sizes, step.facts)
+            finish = memo.step(number, start, step.batch, events, sizes, step.facts, residents)
             if finish >= FAR:
                 break  # the wait refuses it
             ledger.num_steps += 1
@@ -301,6 +304,10 @@ class Server:
             if request.finished:
                 scheduler.finish(request)
                 self.arrivals.end(request, finish_ns[-1])
+
+    def _residents(self) -> int:
+        """Return the number of experts that have a slot, also while their copies are under way."""
+        return sum([len(cache.slots) for cache in self._distinct_caches])
 
     def _record_step(self, number: int, step: Step, start_ns: int, finish_ns: int) -> None:
         """Pass the start and end of a step that was timed at once to the observers."""
@@ -435,7 +442,9 @@ class Server:
         if self._tell_ended is not None:
             self._tell_ended(StepEnded(self._steps, machine.now_ns))
         unions = routing.unions
-        ledger.end_step(machine.now_ns, step.facts, unions, routing.tokens, issue.waited)
+        ledger.end_step(
+            machine.now_ns, step.facts, unions, routing.tokens, issue.waited, self._residents()
+        )
         ledger.log_unions([[k] for union in unions for k in union] if self.sequential else unions)
         self._audit()
 

@@ -92,6 +92,7 @@ class _Logged(NamedTuple):
     sizes: StepBytes
     facts: StepFacts
     events: Sequence[EventTimes]
+    residents: int
 
 
 class StepMemo:
@@ -195,6 +196,7 @@ class StepMemo:
         events: Sequence[EventTimes],
         sizes: StepBytes,
         facts: StepFacts,
+        residents: int = 0,
     ) -> int:
         """Time a step that starts on idle lanes, and log it.
 
@@ -209,8 +211,9 @@ class StepMemo:
         if finish >= FAR:
             return FAR
         self._last = _Logged(
-            number, start_ns, finish, fixed_ns, ids_ns, sampled_ns, sizes, facts, events
-        )
+            number, start_ns, finish, fixed_ns, ids_ns, sampled_ns, sizes, facts, events,
+            residents,
+        )  # fmt: skip
         self._log.append(self._last)
         if len(self._log) >= _ADD_EVERY:
             self.flush()
@@ -264,7 +267,10 @@ def _sums_of(log: Sequence[_Logged], lanes: Sequence[str]) -> StepSums:
         ids_bytes=_column([step.sizes.ids for step in log]),
         sampled_bytes=_column([step.sizes.sampled for step in log]),
         facts=_column([step.facts for step in log]),
-        by_step=dict(zip(names, by_step_CS, strict=True)),
+        by_step={
+            **dict(zip(names, by_step_CS, strict=True)),
+            "residents": _column([step.residents for step in log]),
+        },
         by_layer=dict(zip(names, by_layer_CL, strict=True)),
         waves_events=np.count_nonzero(waves_SL, axis=1),
         waves_max=waves_SL.max(axis=1),

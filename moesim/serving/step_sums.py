@@ -40,6 +40,7 @@ class StepSums:
     - `facts`: prefill tokens, decode tokens, sequences and KV blocks.
     - `by_step`, `by_layer`: sums over layers or steps, by name: `COUNTS`, `waves`, `stall CAUSE`,
       `busy LANE`, `moved KIND`, and the ledger's counters of copies ahead. A missing name is 0.
+      `residents` are the experts with a slot at the end of each step.
     - `waves_events`, `waves_max`: layer events that copied experts, and the most rounds of one.
     - `ids_stall`, `late_stall`: the GPU's waits for ids in layers with GPU work and without.
     """
@@ -163,6 +164,7 @@ class StepSums:
             self.stall,
             self.of("waves"),
             blocks_S,
+            self.of("residents"),
         )
         return np.stack(columns, axis=1)
 

@@ -34,7 +34,11 @@ SUCCEED: dict[str, list[list[str]]] = {
     ],
     "split": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "3"]],
     "dial": [["{home}/x.yaml", *DIAL, "--out", "{out}"]],
-    "report": [["{home}/run", "--no-plots"], ["{home}/run", "{home}/run", "--out", "{out}"]],
+    "report": [
+        ["{home}/run", "--no-plots"],
+        ["{home}/run", "--perfetto", "{out}.json"],
+        ["{home}/run", "{home}/run", "--out", "{out}"],
+    ],
     "calibrate": [["--model", "{home}/config.json", "--budget", "2s", "--out", "{out}.yaml"]],
     "validate": [["{home}/x.yaml", "--out", "{out}", "--no-plots", "--runs", "1"]],
     "measured": [["{home}/rows.json", "--fit", "two", "--out", "{out}"]],

@@ -123,6 +123,8 @@ def test_counters_are_of_the_whole_run(runs: dict[str, Run], tmp_path: Path) -> 
     assert max(value for _, value in blocks) == run.value("peak_kv_blocks")
     assert blocks[-1][0] == round(run.value("makespan_s") * 1e9)
     assert blocks[-1][1] == 0
+    residents = events.counters["experts with a slot"]
+    assert max(value for _, value in residents) == run.value("cache_slots")
     # The area under the queue is the time that all requests waited.
     queue = events.counters["queue"]
     area = sum(one[1] * (other[0] - one[0]) for one, other in pairwise(queue))

@@ -94,8 +94,8 @@ def test_a_policy_is_asked_once_a_layer_event_with_the_whole_union(
     assert Witness.seen == expected
 
 
-def lru_by_hand(trace: Trace, slots: int, scope: str) -> list[tuple[int, int]]:
-    """Return (accesses, misses) of each step.
+def lru_by_hand(trace: Trace, slots: int, scope: str) -> list[tuple[int, int, int]]:
+    """Return (accesses, misses, residents at the end) of each step.
 
     Each event is compared with the residents before it; then its keys become the most recent, and
     the most recent keys stay.
@@ -117,17 +117,21 @@ def lru_by_hand(trace: Trace, slots: int, scope: str) -> list[tuple[int, int]]:
             cache.append(key)
         del cache[: max(0, len(cache) - capacity)]
         if layer == LAYERS - 1:
-            result.append((accesses, misses))
+            held = len(everywhere) + sum(map(len, caches))
+            result.append((accesses, misses, held))
             misses = accesses = 0
     return result
 
 
 @pytest.mark.parametrize("scope", ["per_layer", "global"])
 @pytest.mark.parametrize("slots", [0, 1, 5, 8, 14, 17, 24, 31, 32])
-def test_misses_of_every_step_are_those_of_a_naive_lru_of_sets(slots: int, scope: str) -> None:
+def test_misses_and_residents_of_every_step_are_those_of_a_naive_lru_of_sets(
+    slots: int, scope: str
+) -> None:
     trace = crowd()
     columns = run(trace, cache={"scope": scope, "slots": slots}).ledger.step_columns()
-    served = list(zip(columns["accesses"].tolist(), columns["misses"].tolist(), strict=True))
+    names = ("accesses", "misses", "residents")
+    served = list(zip(*(columns[name].tolist() for name in names), strict=True))
     assert served == lru_by_hand(trace, slots, scope)
     assert (columns["hits"] + columns["late_hits"] + columns["misses"] == columns["accesses"]).all()
 

@@ -38,7 +38,7 @@ COLUMNS = {
     "service_ns prompt_tokens output_tokens preemptions wait_steps pause_steps pause_ns tiled_rows "
     "status token_ns",
     "steps": "step start_ns finish_ns tokens prefill_tokens decode_tokens sequences accesses hits "
-    "late_hits misses h2d_bytes stall_ns waves kv_blocks",
+    "late_hits misses h2d_bytes stall_ns waves kv_blocks residents",
     "layers": "layer model_layer events accesses hits late_hits misses tokens token_hits "
     "unique_experts_mean stall_demand_ns stall_late_ns stall_readback_ns stall_other_ns "
     "stall_cpu_ns stall_disk_ns stall_host_ns elsewhere demand_bytes prefetch_bytes",

@@ -169,6 +169,7 @@ def counter_events(run: Run) -> Iterator[Event]:
     accesses = np.maximum(1, table["hits"] + table["late_hits"] + table["misses"])
     series = {
         "KV blocks": table["kv_blocks"],
+        **_residents(run),
         "requests in the batch": table["sequences"],
         "prefill tokens": table["prefill_tokens"],
         "hits (% of accesses)": np.round(100 * table["hits"] / accesses, 1),
@@ -180,6 +181,13 @@ def counter_events(run: Run) -> Iterator[Event]:
     times = np.insert(starts, gaps + 1, ends[gaps])
     for name, values in series.items():
         yield from _counter(name, times, np.insert(values, gaps + 1, 0))
+
+
+def _residents(run: Run) -> dict[str, NDArray[np.int64]]:
+    """Return the counter of experts in GPU memory; none for a run of an older moesim."""
+    if "residents" not in run.arrow("steps").column_names:
+        return {}
+    return {"experts with a slot": _numbers(run, "steps", ["residents"])["residents"]}
 
 
 def _queue(run: Run) -> Iterator[Event]:

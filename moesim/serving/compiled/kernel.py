@@ -31,9 +31,9 @@ __all__ = [
 
 COLUMNS: Final = (
     "hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events", "stall_demand",
-    "busy_gpu", "busy_h2d", "nonempty",
+    "busy_gpu", "busy_h2d", "nonempty", "residents",
 )  # fmt: skip
-"""What is summed, in the order of the last axis of the sums."""
+"""What is summed, in the order of the last axis of the sums; `residents` is a count at the end."""
 _RESIDENTS, _COPY, _LOADED = range(3)  # kinds of shown work
 
 
@@ -275,7 +275,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
         by_step = out.by_step[step]
         by_step[0], by_step[1], by_step[2], by_step[3] = sum_0, sum_1, sum_2, sum_3
         by_step[4], by_step[5], by_step[6], by_step[7] = sum_4, sum_5, sum_6, sum_7
-        by_step[8], by_step[9] = sum_8, sum_9
+        by_step[8], by_step[9], by_step[10] = sum_8, sum_9, books.held.sum()
         if now >= due_ns:
             return step + 1, num_keys, num_works
     return len(steps.fixed_ns), num_keys, num_works

@@ -39,6 +39,7 @@ _NAMES: Final = {
     "stall_demand": "stall demand",
     "busy_gpu": "busy gpu",
     "busy_h2d": "busy h2d",
+    "residents": "residents",
 }
 """The names of `StepSums`, by those of the kernel's columns."""
 

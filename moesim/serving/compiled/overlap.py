@@ -445,6 +445,7 @@ def _overlap(  # type: ignore[no-untyped-def]
             )
             num_works += 1
         num_works = _collect(mem, at, now, step, experts, works, num_works)
+        mem[at.sums + r.SUM_RESIDENTS] = held_in.sum()
         for column in range(r.NUM_SUMS):
             by_step[step, column] = mem[at.sums + column]
         if now >= due_ns:

@@ -19,15 +19,15 @@ COLUMNS: Final = (
     "nonempty", "prefetch_copies", "prefetch_useful", "prefetch_late", "prefetch_wasted",
     "prefetch_refused", "prefetch_pollution", "landed", "busy gpu", "busy d2h", "stall readback",
     "stall demand", "stall late", "stall cpu", "stall host", "stall other", "fixed", "elsewhere",
-    "states", "busy cpu", "busy h2d",
+    "states", "busy cpu", "busy h2d", "residents",
 )  # fmt: skip
-"""What is summed, in the order of the last axis of the sums."""
+"""What is summed, in the order of the last axis of the sums; `residents` is a count at the end."""
 (
     SUM_HITS, SUM_LATE_HITS, SUM_COPIES, SUM_MISSED, SUM_ROWS, SUM_WAVES, SUM_WAVES_EVENTS,
     SUM_NONEMPTY, SUM_AHEAD, SUM_USEFUL, SUM_LATE, SUM_WASTED, SUM_REFUSED, SUM_POLLUTION,
     SUM_LANDED, SUM_BUSY, SUM_BUSY_D2H, SUM_READBACK, SUM_STALL_DEMAND, SUM_STALL_LATE,
     SUM_STALL_CPU, SUM_STALL_HOST, SUM_OTHER, SUM_FIXED, SUM_ELSEWHERE, SUM_STATES,
-    SUM_BUSY_CPU, SUM_BUSY_H2D, NUM_SUMS,
+    SUM_BUSY_CPU, SUM_BUSY_H2D, SUM_RESIDENTS, NUM_SUMS,
 ) = range(len(COLUMNS) + 1)  # fmt: skip
 SHOWN_KINDS: Final = (
     (GPU, "dense"), (GPU, "front"), (GPU, "experts"), (GPU, "tail"), (D2H, "readback"),
