@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moesim.cli.complete import of_models, of_policies
 from moesim.cli.curve_inputs import check, link_of, numbers, size_of_an_expert
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def curve(
         typer.Option(
             "--policy",
             help="An eviction policy (see `moesim list policies`); repeat for several.",
+            autocompletion=of_policies,
         ),
     ],
     scope: Annotated[
@@ -68,7 +70,8 @@ def curve(
         str | None,
         typer.Option(
             help="The model whose experts miss: a shipped name, a config.json or a GGUF file "
-            "(default: the trace's own, if it is known)."
+            "(default: the trace's own, if it is known).",
+            autocompletion=of_models,
         ),
     ] = None,
     expert_bytes: Annotated[
