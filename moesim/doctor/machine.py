@@ -30,30 +30,37 @@ def machine_checks(found: Found | None = None) -> list[Check]:
 
     found = detect() if found is None else found
     here = described(found)
-    parts = here.parts
     lines = [line for line in here.lines if line]
-    gpu = Check("GPU", "ok", parts.gpu)
-    if parts.gpu == "none":
+    if here.parts.gpu == "none":
         reasons = "; ".join(line for line in lines if "no NVIDIA card" in line)
         gpu = Check("GPU", "absent", reasons or "none was found", _FOR_A_GPU)
     else:
-        gpu = Check("GPU", "ok", parts.gpu, _profile(parts.gpu))
+        gpu = _card(here.parts.gpu)
     cpu = Check("CPU", "ok", lines[0] if lines else "unknown")
     return [cpu, _memory(found), gpu]
 
 
+_MEASURE: Final = "`moesim calibrate --device cuda` measures it"
+_UNLISTED: Final = (
+    f"{_MEASURE}; or describe it: `hardware: {{profile: rtx-4090, vram: 24GiB, "
+    "memory_bandwidth: 936GB/s}`"
+)
 _FOR_A_GPU: Final = "moesim simulates any card without one: `moesim list gpus`"
 
 
-def _profile(gpu: str) -> str:
+def _card(gpu: str) -> Check:
     """Return how a scenario names the card: as a shipped profile, or as a card of the catalogue."""
+    from moesim.errors import UsageError
     from moesim.hardware.hardware import hardware_names
     from moesim.hardware.parts import gpu_named
 
-    card = gpu_named(gpu).card
+    try:
+        card = gpu_named(gpu).card
+    except UsageError:
+        return Check("GPU", "warning", f"{gpu}, which the catalogue lacks", _UNLISTED)
     name = gpu if card is None else card.name
     kind = f"hardware: {name}" if name in hardware_names() else f"hardware: {{gpu: {name}}}"
-    return f"in a scenario: `{kind}`; `moesim calibrate --device cuda` measures it"
+    return Check("GPU", "ok", gpu, f"in a scenario: `{kind}`; {_MEASURE}")
 
 
 def _memory(found: Found) -> Check:
@@ -74,7 +81,7 @@ def writable_check(name: str, folder: Path, remedy: str) -> Check:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return Check(name, "warning", f"{folder}: {error.strerror or error}", remedy)
-    said = f"{folder} is writable, {format_bytes(free)} free"
+    said = f"{folder.absolute()} is writable, {format_bytes(free)} free"
     return Check(name, "ok" if free >= _LEAST_DISK_BYTES else "warning", said)
 
 

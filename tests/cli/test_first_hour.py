@@ -22,6 +22,7 @@ from moesim.advise.cards import FoundCard
 from moesim.advise.detect import Found
 from moesim.cli import app
 from moesim.doctor import Check, machine, packages, worst
+from moesim.doctor.doctor import _guarded
 from moesim.doctor.self_check import DECISIONS, routing
 from moesim.errors import MoesimError, OutputError, UsageError
 from moesim.scenario import load_scenario
@@ -182,6 +183,15 @@ def test_the_doctor_says_that_moesim_works_and_prints_json() -> None:
     assert found["state"] == worst(Check("", state, "") for state in states.values())
 
 
+def test_a_check_that_fails_is_a_warning() -> None:
+    def fails() -> list[Check]:
+        raise OSError("the machine said nonsense")
+
+    (check,) = _guarded("machine", fails)
+    assert (check.name, check.state) == ("machine", "warning")
+    assert "OSError: the machine said nonsense" in check.found
+
+
 def test_a_wrong_decision_is_broken_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = [lambda: Check("GPU", "absent", "none", "buy one")]
     monkeypatch.setattr("moesim.doctor.doctor.machine_checks", lambda: [quick[0]()])
@@ -232,6 +242,9 @@ def test_a_card_is_named_as_a_scenario_names_it() -> None:
 
     assert "`hardware: rtx-4090`" in gpu("NVIDIA GeForce RTX 4090").remedy
     assert "`hardware: {gpu: rtx-4070}`" in gpu("NVIDIA GeForce RTX 4070").remedy
+    unknown = gpu("NVIDIA Nothing 9999")
+    assert unknown.state == "warning"
+    assert "moesim calibrate --device cuda" in unknown.remedy
     none = machine.machine_checks(Found(notes=("no NVIDIA card (NVML lists none)",)))
     assert [check.state for check in none] == ["ok", "warning", "absent"]
 
