@@ -7,6 +7,7 @@
      │   ├─ BudgetError            the memory that is needed exceeds what there is
      │   └─ MissingExtra           an optional dependency is not installed
      ├─ TraceError             1   a trace is broken: which file, where, why
+     │   ├─ MissingTrace       2   what was named is no trace
      │   └─ SourceError        2   a file of another program is not readable as routing
      ├─ DamagedRun             1   a run directory is not as it was written: which file, why
      ├─ PolicyViolation        1   a policy returned what its contract forbids: which policy, key
@@ -35,6 +36,7 @@ __all__ = [
     "DeviceError",
     "InvariantError",
     "MissingExtra",
+    "MissingTrace",
     "MoesimError",
     "OutputError",
     "PolicyViolation",
@@ -157,6 +159,12 @@ class TraceError(MoesimError):
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.file, self.where, self.reason) if part)
+
+
+class MissingTrace(TraceError):
+    """What was named as a trace is none: `file` is missing, or something else."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class SourceError(TraceError):

@@ -42,6 +42,9 @@ def output_errors(path: Path) -> Iterator[None]:
     """Turn an error of the operating system (full disk, read-only folder) into `OutputError`."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        inside = error.filename or path
+        raise OutputError(path, f"{inside} is a file, where a folder is needed") from error
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
 

@@ -38,6 +38,7 @@ KV_FORMATS: Final = ("f16", "q8_0")
 """Formats of the KV cache that are compared, the most exact first."""
 _MOST_TOKENS: Final = 1 << 24
 _MOST_TEXT: Final = 200
+_TEXTS: Final = ("gpu", "cpu", "ram", "pcie")
 """Characters of the longest text of a part."""
 _TOKENS: Final = re.compile(r"(\d{1,9})\s*([kK]?)")
 _USUAL_CORES: Final = 6
@@ -86,7 +87,7 @@ class Parts:
     """The name of a card that `gpu` stands for."""
 
     def __post_init__(self) -> None:
-        for name in ("gpu", "cpu", "ram", "pcie"):
+        for name in _TEXTS:
             if len(text := getattr(self, name)) > _MOST_TEXT:
                 raise UsageError(
                     f"--{name}: a text of {len(text)} characters; at most {_MOST_TEXT} are read"
@@ -131,8 +132,10 @@ class Parts:
             )
         if machine.unknown:
             words = " and ".join(map(repr, machine.unknown))
+            named = [name for name in _TEXTS if machine.unknown[0] in getattr(self, name)]
+            option = f"--{named[0]}: " if named else ""
             raise UsageError(
-                f"{words} is not understood; docs/machines.md says what a text may say"
+                f"{option}{words} is not understood; docs/machines.md says what a text may say"
             )
         return machine
 

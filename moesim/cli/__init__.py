@@ -19,6 +19,8 @@ from moesim.cli import (
     compare,
     curve,
     dial,
+    doctor,
+    init,
     inspect,
     listing,
     measured,
@@ -28,13 +30,14 @@ from moesim.cli import (
     run,
     search,
     split,
-    systems,
     trace,
     twin,
     validate,
     workload,
 )
+from moesim.cli.debug import DebugOption, Root
 from moesim.cli.ending import run_to_its_end
+from moesim.cli.help_texts import complete_help
 from moesim.cli.paths import App
 
 __all__ = ["app", "main"]
@@ -43,11 +46,13 @@ app = App(
     name="moesim",
     help="Simulate mixture-of-experts inference on a GPU that cannot hold all experts.",
     epilog="Exit codes: 0 done, 1 failed, 2 usage or scenario error, 3 a stated threshold was not "
-    "met, 130 interrupted, 143 terminated.",
+    "met, 130 interrupted, 143 terminated (docs/cli.md).\n\n"
+    "`moesim COMMAND -h` has examples of each command.",
     no_args_is_help=True,
-    # A traceback of moesim's own mistakes must be complete and plain, for a report of the bug.
+    # Errors are told by moesim.cli.ending, with a plain traceback where `--debug` asks for it.
     pretty_exceptions_enable=False,
-    add_completion=False,
+    cls=Root,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -67,12 +72,14 @@ def moesim(
             "--version", callback=_version, is_eager=True, help="Print the version and stop."
         ),
     ] = False,
+    debug: DebugOption = False,
 ) -> None:
     """Simulate mixture-of-experts inference on a GPU that cannot hold all experts."""
 
 
-# The order of the commands in `moesim --help`.
 for group in (
+    init,
+    doctor,
     advise,
     twin,
     run,
@@ -87,13 +94,13 @@ for group in (
     curve,
     inspect,
     listing,
-    systems,
     record,
     models,
     trace,
     workload,
 ):
     group.register(app)
+complete_help(app)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from moesim.cli.complete import of_cards, of_cpus, of_formats, of_models
+
 if TYPE_CHECKING:
     from moesim.advice.question import Parts
     from moesim.cli.this_machine import OwnMachine
@@ -23,14 +25,20 @@ def advise(
         str,
         typer.Argument(
             help="A shipped model (`moesim list models`), or the path of a Hugging Face "
-            "config.json or of a GGUF file."
+            "config.json or of a GGUF file.",
+            autocompletion=of_models,
         ),
     ],
     gpu: Annotated[
         str | None,
-        typer.Option(help="The graphics card, like rtx-3060-12gb, or none, the default."),
+        typer.Option(
+            help="The graphics card, like rtx-3060-12gb, or none, the default.",
+            autocompletion=of_cards,
+        ),
     ] = None,
-    cpu: Annotated[str, typer.Option(help="The processor, like ryzen-7950x.")] = "",
+    cpu: Annotated[
+        str, typer.Option(help="The processor, like ryzen-7950x.", autocompletion=of_cpus)
+    ] = "",
     ram: Annotated[str, typer.Option(help="Host memory, like 32GB-ddr4-3200-2ch.")] = "",
     pcie: Annotated[str, typer.Option(help="The link of the card, like 4.0-x16.")] = "",
     vram: Annotated[
@@ -53,7 +61,11 @@ def advise(
     ] = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Only this format of the weights; may be repeated."),
+        typer.Option(
+            "--format",
+            help="Only this format of the weights; may be repeated.",
+            autocompletion=of_formats,
+        ),
     ] = None,
     engine: Annotated[
         Literal["llama.cpp", "ik_llama.cpp"], typer.Option(help="The engine that is priced.")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.complete import of_models
+
 if TYPE_CHECKING:
     from moesim.calibrate.profile import Profile
 
@@ -24,7 +26,8 @@ def calibrate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Measure a model: a name from `moesim list models`, or a config.json's path."
+            help="Measure a model: a name from `moesim list models`, or a config.json's path.",
+            autocompletion=of_models,
         ),
     ] = None,
     scenario: Annotated[

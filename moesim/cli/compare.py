@@ -85,7 +85,8 @@ def compare(
         why = f"--set takes {taken_out} out of its `sweep:`" if taken_out else "has no `sweep:`"
         command = shlex.join(["moesim", "run", str(scenario), *_sets(overrides or ())])
         raise UsageError(
-            f"{scenario}: {why}, so there is nothing to compare; run it with: {command}"
+            f"{scenario}: {why}, so there is nothing to compare; run it with: {command}, or add a "
+            "sweep, like --set 'sweep.cache.policy=[lru, lfu]'"
         )
     if taken_out:
         typer.echo(f"--set takes {taken_out} out of the sweep", err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from moesim.cli.complete import of_models, of_policies
+
 if TYPE_CHECKING:
     from moesim.report.curve import CurveReport
     from moesim.report.curve_points import CurvePoint
@@ -27,6 +29,7 @@ def curve(
         typer.Option(
             "--policy",
             help="An eviction policy (see `moesim list policies`); repeat for several.",
+            autocompletion=of_policies,
         ),
     ],
     scope: Annotated[
@@ -65,7 +68,8 @@ def curve(
         str | None,
         typer.Option(
             help="The model whose experts miss: a shipped name, a config.json or a GGUF file "
-            "(default: the trace's own, if it is known)."
+            "(default: the trace's own, if it is known).",
+            autocompletion=of_models,
         ),
     ] = None,
     expert_bytes: Annotated[

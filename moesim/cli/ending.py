@@ -7,9 +7,11 @@ left. The exit code is then 128 plus the signal's number, as shells expect.
 from __future__ import annotations
 
 import errno
+import io
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -17,6 +19,7 @@ from typing import Final
 
 import typer
 
+from moesim.cli.debug import debugging, report_of
 from moesim.cli.progress import seconds_watched
 from moesim.errors import MoesimError, OutputError
 
@@ -30,9 +33,11 @@ _AGAIN_S: Final = 0.2
 def run_to_its_end(command: Callable[[], object]) -> None:
     """Run the command line and exit with its code.
 
-    A foreseen error becomes one message. Any other error keeps its traceback.
+    A foreseen error becomes one message. Any other error becomes one that asks for a report. Both
+    have their traceback with `--debug`.
     """
     stops = _noted_signals()
+    _replace_what_cannot_be_shown()
     try:
         command()
     except SystemExit as ended:
@@ -51,7 +56,10 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             error = OutputError("the output", error.strerror or str(error))
         if not isinstance(error, MoesimError):
-            raise
+            _say(f"error: {report_of(error)}")
+            sys.exit(MoesimError.exit_code)
+        if debugging():
+            _say("".join(traceback.format_exception(error)))
         _say(f"error: {error}")
         sys.exit(error.exit_code)
     finally:
@@ -61,6 +69,13 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         # Python. With it, `python -m` ends by the signal and not with our exit code. Running other
         # compiled code clears the flag.
         exec("")
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Print `?` for a sign that the terminal's encoding lacks; Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _stop(number: int) -> None:

@@ -184,6 +184,10 @@ def prompts(
 
     The last line printed is the file.
     """
+    from moesim.errors import OutputError
+
+    if os.path.lexists(out) and not force:  # before seconds of reading text
+        raise OutputError(out, "already exists; choose another name or pass --force")
     from moesim.training import cut_prompts, write_prompts
 
     cut = cut_prompts(

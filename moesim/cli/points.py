@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.cli.debug import report_of
 from moesim.cli.progress import sweep_progress
 from moesim.errors import MoesimError, UsageError, described
 from moesim.files import clean_up, output_errors
@@ -158,8 +158,7 @@ def echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> No
     # Only moesim's own mistakes need a traceback, and the first is enough for a report.
     unforeseen = [error for _, error in failures if not isinstance(error, MoesimError)]
     if unforeseen:
-        typer.echo("\nthis error is a mistake in moesim; please report it:", err=True)
-        typer.echo("".join(traceback.format_exception(unforeseen[0])), err=True)
+        typer.echo(f"\nerror: {report_of(unforeseen[0])}", err=True)
 
 
 def exit_code(failures: Sequence[tuple[Point, Exception]], *, wrote: bool) -> int:

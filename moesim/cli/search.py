@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from moesim.cli.complete import of_metrics
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import OnOption, WorkersOption, backend_of
@@ -42,11 +43,19 @@ def search(
     ] = None,
     minimize: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC", help="Find the least of this metric; may be repeated."),
+        typer.Option(
+            metavar="METRIC",
+            help="Find the least of this metric; may be repeated.",
+            autocompletion=of_metrics,
+        ),
     ] = None,
     maximize: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC", help="Find the most of this metric; may be repeated."),
+        typer.Option(
+            metavar="METRIC",
+            help="Find the most of this metric; may be repeated.",
+            autocompletion=of_metrics,
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,

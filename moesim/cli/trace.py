@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from moesim.cli.complete import of_importers, of_models
 from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
 from moesim.cli.trace_info import info
@@ -55,6 +56,7 @@ def convert(
             metavar="NAME",
             help="Format of SOURCE: npz, esft, sglang, sglang_routed, vllm, llama_cpp, moearc, "
             "jsonl, csv or counts. [default: found from the content]",
+            autocompletion=of_importers,
         ),
     ] = None,
     num_experts: Annotated[
@@ -103,8 +105,6 @@ def convert(
     """Convert another program's recording into a trace.
 
     Statistics (counts of experts) become a synthetic trace that is fitted to them and marked so.
-
-    Example: moesim trace convert moe_trace.csv traces/mine --from llama_cpp --top-k 8
     """
     from moesim.cli.progress import progress
     from moesim.progress import counter
@@ -169,6 +169,7 @@ def synth(
             metavar="MODEL",
             help="Give the trace the sizes of this model and hit rates as published for it: a "
             "shipped name, a config.json or a GGUF file.",
+            autocompletion=of_models,
         ),
     ] = None,
     locality: Annotated[

@@ -46,8 +46,6 @@ def info(
     One sentence each on popularity, collapse, tokens, layers, predictions, unions, domains and
     prompts, and whether the trace is long enough. Words in capitals are warnings. With --out, the
     last line printed is the folder.
-
-    Example: moesim trace info traces/shallow --all --out build/info
     """
     from moesim.cli.progress import progress
 

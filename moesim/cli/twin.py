@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.complete import of_cards, of_cpus, of_models
+
 __all__ = ["register"]
 
 
@@ -23,12 +25,23 @@ def twin(
             "rows of `moesim measured` as JSON; - is the standard input.",
         ),
     ],
-    gpu: Annotated[str, typer.Option(help="The graphics card, like rtx-3060-12gb, or none.")] = "",
-    cpu: Annotated[str, typer.Option(help="The processor, like ryzen-7950x.")] = "",
+    gpu: Annotated[
+        str,
+        typer.Option(
+            help="The graphics card, like rtx-3060-12gb, or none.", autocompletion=of_cards
+        ),
+    ] = "",
+    cpu: Annotated[
+        str, typer.Option(help="The processor, like ryzen-7950x.", autocompletion=of_cpus)
+    ] = "",
     ram: Annotated[str, typer.Option(help="Host memory, like 32GB-ddr4-3200-2ch.")] = "",
     pcie: Annotated[str, typer.Option(help="The link of the card, like 4.0-x16.")] = "",
     model: Annotated[
-        str, typer.Option(help="The model: a shipped name, a config.json or a GGUF file.")
+        str,
+        typer.Option(
+            help="The model: a shipped name, a config.json or a GGUF file.",
+            autocompletion=of_models,
+        ),
     ] = "",
     form: Annotated[
         str, typer.Option("--format", help="The format of the weights, like Q4_K_M.")

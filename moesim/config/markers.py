@@ -173,6 +173,8 @@ class PathTo:
             rule = f"; a path of --set starts at the working directory, {Path.cwd()}"
         else:
             rule = f"; a path in a scenario starts at its folder, {os.path.abspath(base)}"
+        if os.path.lexists(at):
+            rule = f"; it is a {'folder' if os.path.isdir(at) else 'file'}"
         near = suggest(os.path.basename(at), self._beside(at)) if value else ""
         remedy = f"; {self.remedy}" if self.remedy and not near else ""
         return f"there is no {self.what} {shown!r}{rule}{remedy}{near}"

@@ -42,6 +42,7 @@ SEVERAL: Final = "several"
 """Type of an error that stands for several `mistakes`: pairs of a path inside the value and a
 message."""
 
+_MAPPING: Final = "must be a mapping of keys and values"
 _MODELS: Final = "models"  # key of the validation context
 
 
@@ -167,7 +168,8 @@ def _message(
         case "extra_forbidden":
             names = sorted(owner.model_fields) if owner else []
             rest = "the keys here are" if names else ""
-            return f"unknown key{suggest(str(path[-1]), names, rest=rest)}"
+            elsewhere = _elsewhere(str(path[-1]), owner, models.get(id(document.data)))
+            return f"unknown key{elsewhere or suggest(str(path[-1]), names, rest=rest)}"
         case "missing":
             if isinstance(document.at(path), str):  # a word that stands for a mapping
                 return _in_full(models.get(id(value)), path, value)
@@ -186,7 +188,26 @@ def _message(
             kinds = ", ".join(_tags(owner, path, key))
             return f"needs the key {key!r}, which is one of {kinds} and decides the other keys"
     rule = _rule(kind, context)
+    if value is None and rule == _MAPPING:
+        return "holds nothing; indent its keys below it, or take it out"
     return f"{rule or reason_of(error)}, not {shown(value)}{_example(owner, path)}"
+
+
+def _elsewhere(name: str, owner: type[BaseModel] | None, root: type[BaseModel] | None) -> str:
+    """Return where a key belongs that is unknown here, if it is known in a section or outside."""
+    if root is None or owner is None:
+        return ""
+    if owner is not root:
+        known = name in root.model_fields
+        return f"; {name!r} is a key of the file, not of this section" if known else ""
+    sections = [
+        section
+        for section, field in root.model_fields.items()
+        if any(name in inner.model_fields for inner in models_in(field.annotation))
+    ]
+    if not sections:
+        return ""
+    return f"; {name!r} is a key of {' or '.join(sections)}: write it inside that section"
 
 
 def _in_full(model: type[BaseModel] | None, path: KeyPath, given: Mapping[str, Any]) -> str:
@@ -231,7 +252,7 @@ def _rule(kind: str, context: Mapping[str, Any]) -> str | None:
         case "list_type":
             return "must be a list"
         case "dict_type" | "model_type" | "model_attributes_type":
-            return "must be a mapping of keys and values"
+            return _MAPPING
         case "greater_than":
             return f"must be greater than {context['gt']:g}"
         case "greater_than_equal":

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from moesim.config.other_files import instead_of
 from moesim.config.yaml_nodes import (
     MAX_DEPTH,
     MAX_VALUES,
@@ -137,10 +138,12 @@ def load_document(path: str | os.PathLike[str]) -> Document:
         raw = read_bytes(path, _MAX_BYTES)
         text = raw.decode("utf-8-sig")  # editors on Windows may put a byte order mark first
     except UnicodeDecodeError as error:
-        raise ScenarioError([f"{file}: not UTF-8 text (byte {error.start})"]) from error
+        remedy = "it is no text file, or needs to be saved as UTF-8"
+        raise ScenarioError([f"{file}: not UTF-8 text (byte {error.start}); {remedy}"]) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ScenarioError([f"{file}: cannot be read: {reason}"]) from error
+        hint = instead_of(file)
+        raise ScenarioError([f"{file}: cannot be read: {reason}{hint}"]) from error
     return parse_document(text, file)
 
 

@@ -24,6 +24,14 @@ MAX_DEPTH: Final = 40
 _MAX_PROBLEMS: Final = 100
 _MAX_MESSAGE: Final = 300
 _TAG: Final = "tag:yaml.org,2002:"
+_REMEDIES: Final = (
+    (r"'\\t'", "indent with spaces; a tab is not allowed in YAML"),
+    (r"'`'", "take the lines with ``` out; they are Markdown"),
+    ("mapping values are not allowed", "write a space after each colon, and align keys of a level"),
+    ("<stream end>", "a bracket or a quotation mark before this is not closed"),
+    ("expected <block end>", "keys of one level start in one column"),
+    ("scanning an alias|'%'|'@'", "put the value in quotation marks"),
+)
 TOO_LARGE: Final = (
     f"too large or nested too deeply (at most {MAX_VALUES:,} keys and values, {MAX_DEPTH} deep)"
 )
@@ -108,7 +116,8 @@ class Reader:
             mark = error.problem_mark or error.context_mark
             about = " ".join(filter(None, (error.problem, error.context))) or "not YAML"
             too_large = about == TOO_LARGE
-            self.complain(mark, about if too_large else f"cannot be read as YAML: {about}")
+            said = about if too_large else f"cannot be read as YAML: {about}{_remedy(about)}"
+            self.complain(mark, said)
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             self.problems.append(
@@ -197,3 +206,8 @@ class Reader:
             return None
         self.complain(node.start_mark, f"the tag {node.tag!r} is not supported; leave it out")
         return None
+
+
+def _remedy(about: str) -> str:
+    """Return the end of a message of PyYAML: what the mistake usually is."""
+    return next((f"; {said}" for form, said in _REMEDIES if re.search(form, about)), "")

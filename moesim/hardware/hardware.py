@@ -214,12 +214,31 @@ def check_hardware_name(name_or_path: str) -> str | None:
         return None if exists else f"there is no hardware profile {name_or_path!r}"
     if name_or_path in hardware_names():
         return None
+    if card := _card_named(name_or_path):
+        return (
+            f"no hardware profile is called {name_or_path!r}, but the catalogue has this card: "
+            f"write `hardware: {{gpu: {card}}}` (see `moesim list cards`)"
+        )
     hint = suggest(name_or_path, hardware_names(), rest="there are")
     return (
         f"no hardware profile is called {name_or_path!r}, and it is no path of a .yaml{hint} "
         "(see `moesim list gpus`); describe another card by what differs from a profile, like "
         "`hardware: {profile: rtx-4090, vram: 24GiB, memory_bandwidth: 936GB/s}`"
     )
+
+
+def _card_named(text: str) -> str | None:
+    """Return the name of the one card in the catalogue that a text fully names; else None."""
+    from moesim.hardware.parts import gpu_named
+
+    try:
+        found = gpu_named(text)
+    except UsageError:
+        return None
+    if found.card is None or found.unknown or found.supposed:
+        return None
+    # A card with a shipped profile is best named by it.
+    return None if found.card.name in hardware_names() else found.card.name
 
 
 def _is_path(name_or_path: str) -> bool:

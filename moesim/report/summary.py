@@ -102,7 +102,7 @@ def _setup(run: Run) -> Table:
     policy = policy_label(run.text("cache_policy"), run.cache_options)
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
-    table.add("trace", f"{run.trace} (routing of {run.text('trace')})")
+    table.add("trace", f"{run.trace} ({_routing(run.text('trace'))})")
     table.add("costed as", f"{run.text('model')} on {run.hardware}")
     if sentence := _format(run):
         table.add("format", sentence)
@@ -155,6 +155,11 @@ def _setup(run: Run) -> Table:
         )
     _align_left(table)
     return table
+
+
+def _routing(model: str) -> str:
+    """Return whose routing a trace holds; a drawn trace is named "routing like" its model."""
+    return model if model.startswith("routing like") else f"routing of {model}"
 
 
 def _speed(run: Run) -> str:

@@ -76,6 +76,7 @@ def _read_pinned(value: object) -> MemoryShare:
 
 
 def _read_slots(value: object) -> MemoryShare:
+    meant = ""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 10**9:
         return MemoryShare("count", value)
     if isinstance(value, float) and value.is_integer() and 0 <= value <= 10**9:
@@ -94,11 +95,14 @@ def _read_slots(value: object) -> MemoryShare:
             # A bare number would be bytes elsewhere; here it is a count, and must be whole.
             if not _is_bare_number(text):
                 return MemoryShare("bytes", parse_bytes(text))
-        except ValueError:
-            pass  # the message below names all forms, not only that of a size
+        except ValueError as error:
+            # Beside the forms of a size, the message below names all others.
+            wrong = re.search(r"did you mean (\S+)\?", str(error))
+            meant = f"; did you mean {wrong[1]}?" if wrong else ""
     raise ValueError(
         f"{shown(value)} is not a number of expert slots; write rest, a total like 128, a size "
         "like 8GiB, a share of all experts like 50%, or a number for each layer like 4/layer"
+        + meant
     )
 
 

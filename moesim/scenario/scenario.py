@@ -77,7 +77,7 @@ class Scenario(Strict):
     system: SystemName | None = Field(
         None,
         description="An offloading system, whose preset gives values to keys that this file leaves "
-        "out; see `moesim systems`.",
+        "out; see `moesim list systems`.",
         examples=["fiddler"],
     )
     model: Model = Field(

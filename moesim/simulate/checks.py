@@ -497,8 +497,7 @@ def _check_shape(scenario: Scenario, trace: Trace, shape: ModelShape) -> None:
             "model",
             "the trace has {} MoE layers, {} experts, top-{}; ".format(*of_trace)
             + f"{shape.name} has {layers}, {experts}, top-{top_k}; {models}draw a trace for "
-            f"{shape.name} with: moesim trace synth FOLDER --layers {layers} --experts {experts} "
-            f"--top-k {top_k}",
+            f"{shape.name} with: moesim trace synth FOLDER --like {scenario.model.shape}",
         )
 
 

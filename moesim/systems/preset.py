@@ -66,7 +66,7 @@ def check_system_name(name: str) -> str | None:
     if name in system_names():
         return None
     hint = suggest(name, system_names(), rest="there are")
-    return f"no system is called {name!r}{hint} (see `moesim systems`)"
+    return f"no system is called {name!r}{hint} (see `moesim list systems`)"
 
 
 @cache  # every point of a sweep needs it

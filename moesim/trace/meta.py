@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moesim.config.reasons import reason_of
-from moesim.errors import TraceError, shown
+from moesim.errors import MissingTrace, TraceError, shown
 from moesim.inputs import read_json
 
 FORMAT = "moesim-trace"
@@ -245,6 +245,7 @@ _NO_FOLDER = (
     "no such trace folder; make one with `moesim record`, `moesim trace convert` or "
     "`moesim trace synth`"
 )
+_FOLDER = "a trace is a folder; `moesim trace convert` makes one of another program's recording"
 
 
 def _not_a_trace(folder: Path) -> str:
@@ -259,11 +260,12 @@ def _not_a_trace(folder: Path) -> str:
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / HEADER
     if not os.path.isdir(folder):  # unlike `Path.is_dir`, False where the name is too long
-        raise TraceError(folder, "", _NO_FOLDER)
+        is_file = os.path.lexists(folder)
+        raise MissingTrace(folder, "", f"is a file, and {_FOLDER}" if is_file else _NO_FOLDER)
     try:
         raw = read_json(path)
     except FileNotFoundError:
-        raise TraceError(path, "", f"missing: {_not_a_trace(folder)}") from None
+        raise MissingTrace(path, "", f"missing: {_not_a_trace(folder)}") from None
     except OSError as error:
         raise TraceError(path, "", f"cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -333,13 +333,6 @@ def app():
     assert (done.returncode, done.stdout, done.stderr) == (130, "cleaned up\n", "interrupted\n")
 
 
-def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
-    code = "from moesim import cli; cli.app = lambda: 1 / 0; cli.main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "ZeroDivisionError" in done.stderr
-
-
 @pytest.mark.parametrize(
     "command",
     [

@@ -1,15 +1,16 @@
-"""`moesim list` and `moesim systems`: what scenarios can name, with figures and sources."""
+"""`moesim list`: what scenarios can name, with figures and sources."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from moesim.cli import app
+from moesim.cli.lists import KINDS
 from moesim.config.fields import Bandwidth
 from moesim.engines.engine import engine_names, load_engine
 from moesim.errors import UsageError
@@ -18,8 +19,12 @@ from moesim.hardware.parts import cpus, gpus
 from moesim.model.formats import block_named, format_names
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
-from moesim.policies import find, names
+from moesim.policies import FAMILIES, find, names
+from moesim.scenario.arrivals import AllAtOnce, Closed, FromFile, Gamma, Poisson, Recorded
+from moesim.search.metrics import METRICS
 from moesim.systems import load_preset, system_names
+from moesim.trace.importers import FORMATS as IMPORTED
+from moesim.workload.formats import FORMATS as REQUESTED
 
 
 def listing(kind: str) -> Any:
@@ -100,11 +105,9 @@ def test_each_source_of_an_engine_is_printed_once_and_each_figure_names_its_own(
 
 def test_the_help_names_each_list_that_there_is() -> None:
     done = CliRunner().invoke(app, ["list", "--help"])
-    said = " ".join(re.sub(r"[^\w.]", " ", done.stdout).split()).lower()
-    known = re.findall(r"\w+", str(CliRunner().invoke(app, ["list", "x"]).exception))
-    kinds = known[known.index("x") + 1 :]
-    sentence = said[said.index("name") : said.index(".")]
-    assert set(sentence.removeprefix("name").replace(" and ", " ").split()) == set(kinds)
+    said = " ".join(re.sub(r"[^\w.:]", " ", done.stdout).split()).lower()
+    sentence = said[said.index("what to list: ") : said.index(" default:")]
+    assert sentence.removeprefix("what to list: ").replace(" or ", " ").split() == list(KINDS)
 
 
 def test_every_model_is_listed_with_its_sizes_and_source() -> None:
@@ -167,12 +170,15 @@ def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "say what to list: gpus, engines, models, formats, policies"),
         (["model"], "did you mean 'models'"),
-        (["traces"], "there is no list of 'traces': gpus, engines, models, formats, policies"),
+        (["traces"], "there is no list of 'traces': gpus, cards, cpus, models, formats, engines"),
+        (["systems", "fidler"], "did you mean 'fiddler'"),
+        (["policies", "nothing-like-it"], "there is no 'nothing-like-it'"),
     ],
 )
-def test_without_a_kind_the_kinds_are_named(arguments: list[str], said: str) -> None:
+def test_a_wrong_kind_or_name_is_refused_with_those_that_there_are(
+    arguments: list[str], said: str
+) -> None:
     done = CliRunner().invoke(app, ["list", *arguments])
     assert isinstance(done.exception, UsageError)
     assert said in str(done.exception)
@@ -191,9 +197,59 @@ def test_an_unknown_name_points_to_its_list(call: Any, command: str) -> None:
         call()
 
 
+def test_without_a_kind_each_is_shown_with_the_number_of_its_names_and_an_example() -> None:
+    lines = {line.split()[0]: line.split() for line in printed().splitlines() if line[:2] == "  "}
+    listed = listing_of()
+    assert set(lines) == {"kind", *KINDS} == {"kind", *listed}
+    for kind, about in listed.items():
+        assert lines[kind][1] == str(len(about["names"]))
+        assert any(name in lines[kind][-1] or name in lines[kind] for name in about["names"])
+    assert len(listed["policies"]["names"]) == sum(len(names(family)) for family in FAMILIES)
+
+
+def listing_of(*arguments: str) -> Any:
+    return json.loads(printed(*arguments, "--json"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_name_can_be_shown_alone(kind: str) -> None:
+    name = KINDS[kind].names()[-1]
+    alone = listing_of(kind, name)
+    assert [name] == (list(alone) if kind != "policies" else list(*alone.values()))
+    assert name in printed(kind, name)
+    assert printed(kind, name.upper().replace("-", " ")) == printed(kind, name)
+
+
+def test_every_arrival_importer_and_format_of_requests_is_listed() -> None:
+    kinds = (AllAtOnce, Poisson, Gamma, Recorded, FromFile, Closed)
+    listed = listing("arrivals")
+    assert [each["what"] for each in listed.values()] == [
+        " ".join((kind.__doc__ or "").split())
+        for kind in kinds
+        for _ in get_args(kind.model_fields["kind"].annotation)
+    ]
+    assert list(listing("importers")) == list(IMPORTED)
+    assert list(listing("workloads")) == list(REQUESTED)
+
+
+def test_every_metric_has_the_unit_that_its_name_ends_with() -> None:
+    listed = listing("metrics")
+    assert list(listed) == list(METRICS)
+    for name, unit in {
+        "ttft_p99_ms": "ms",
+        "makespan_s": "s",
+        "output_tokens_per_s": "1/s",
+        "h2d_bytes": "bytes",
+        "stall_share": "share, 0 to 1",
+        "expert_hit_rate": "share, 0 to 1",
+        "preemptions": "count",
+    }.items():
+        assert listed[name]["unit"] == unit
+
+
 def test_systems_prints_every_setting_source_and_gap_of_a_preset() -> None:
     for name in system_names():
-        done = CliRunner().invoke(app, ["systems", name])
+        done = CliRunner().invoke(app, ["list", "systems", name])
         printed = " ".join(done.stdout.split())
         preset = load_preset(name)
         parts = [preset.about, preset.source, *preset.cannot_express]
@@ -203,7 +259,8 @@ def test_systems_prints_every_setting_source_and_gap_of_a_preset() -> None:
 
 
 def test_systems_lists_all_presets_in_one_table() -> None:
-    lines = CliRunner().invoke(app, ["systems"]).stdout.splitlines()
+    lines = printed("systems").splitlines()
+    assert CliRunner().invoke(app, ["systems"]).stdout.splitlines() == lines  # its older spelling
     assert [line.split()[0] for line in lines[1 : 1 + len(system_names())]] == system_names()
 
 

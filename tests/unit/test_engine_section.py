@@ -63,7 +63,7 @@ def test_times_of_the_host_have_units_and_survive_being_written(tmp_path: Path) 
             "vllm",
             "engine: there are no figures of vllm yet, because nothing measur",
         ),
-        ("engine: null", "null", "engine: must be a mapping of keys and values, not None"),
+        ("engine: null", "null", "engine: holds nothing; indent its keys below it, or take it out"),
         ("engine: {profile: no.yaml}", "no.yaml", "engine.profile: there is no engine profile "),
         ("engine: {interface: gpu}", "gpu", "engine.interface: 'gpu' is none of cuda, hip, vulka"),
     ],

@@ -156,11 +156,17 @@ def test_only_a_profile_measured_throughout_is_called_measured(tmp_path: Path) -
 
 def test_a_card_without_a_profile_is_told_how_to_describe_one() -> None:
     with pytest.raises(UsageError, match="did you mean 'rtx-4090'") as caught:
-        load_hardware("rtx-3090")
+        load_hardware("rtx-4099")
     example = "`hardware: {profile: rtx-4090, vram: 24GiB, memory_bandwidth: 936GB/s}`"
     assert example in str(caught.value)
     data = yaml.safe_load(example.strip("`"))["hardware"]
     assert load_hardware(data.pop("profile"), data).memory_bytes_per_s == 936 * 10**9
+
+
+@pytest.mark.parametrize("text", ["rtx-3090", "RTX 3090"])
+def test_a_card_of_the_catalogue_is_told_how_a_scenario_names_it(text: str) -> None:
+    with pytest.raises(UsageError, match=r"write `hardware: \{gpu: rtx-3090\}`"):
+        load_hardware(text)
 
 
 def test_a_figure_without_its_origin_is_shown_with_one(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_shape_that_does_not_fit_names_what_does(folder: Path) -> None:
     )
     said = mistakes(folder, "trace: traces/olmoe\nhardware: t4\nmodel: mixtral-8x7b\n")[0]
     assert "these shipped models fit the trace: olmoe-1b-7b;" in said
-    assert "moesim trace synth FOLDER --layers 32 --experts 8 --top-k 2" in said
+    assert "moesim trace synth FOLDER --like mixtral-8x7b" in said
 
 
 @pytest.mark.parametrize(

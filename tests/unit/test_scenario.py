@@ -252,7 +252,7 @@ timeline: 3
         ("cache: {slots: -4}", "-4 is not a number of expert slots"),
         ("cache: {slots: 1.5}", "1.5 is not a number of expert slots"),
         ("cache: {slots: 101%}", "is not a number of expert slots"),
-        ("cache: null", "must be a mapping of keys and values, not None"),
+        ("cache: null", "holds nothing; indent its keys below it, or take it out"),
         ("name: a/b", "cannot name a folder"),
         ("seed: -1", "must be at least 0"),
         ("memory: {kv: rest}", "cannot go to both KV blocks and expert slots"),

@@ -1,43 +1,41 @@
-"""`moesim systems`: the presets of systems, what each sets, and what it cannot express."""
+"""The list of systems: what each preset sets, from which source, and what it cannot express."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from moesim.cli.lists.kind import Listing
 
 if TYPE_CHECKING:
     from moesim.systems import Preset
 
-__all__ = ["register"]
+__all__ = ["show_system", "show_systems", "systems"]
 
 _WIDTH = 110
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this file to the application."""
-    app.command()(systems)
-
-
-def systems(
-    name: Annotated[
-        str | None, typer.Argument(help="One system; default: all.", show_default=False)
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what `system: NAME` of a scenario sets, from which source, and what it leaves out."""
-    from moesim.cli.output import echo_json
+def systems() -> Listing:
+    """Return each preset with its settings and their sources."""
     from moesim.systems import load_preset, system_names
 
-    presets = [load_preset(each) for each in ([name] if name else system_names())]
-    if as_json:
-        echo_json({preset.name: preset.model_dump() for preset in presets})
-    elif name:
-        _show(presets[0])
-    else:
-        _show_all(presets)
+    return {name: load_preset(name).model_dump() for name in system_names()}
+
+
+def show_systems(listing: Listing) -> None:
+    """Print one line for each system, or all of a single one."""
+    from moesim.systems import load_preset
+
+    _show_all([load_preset(name) for name in listing])
+
+
+def show_system(name: str) -> None:
+    """Print all keys of one system, their sources, and what is left out."""
+    from moesim.systems import load_preset
+
+    _show(load_preset(name))
 
 
 def _show_all(presets: list[Preset]) -> None:
@@ -51,7 +49,7 @@ def _show_all(presets: list[Preset]) -> None:
         values = [_text(preset.sets[key].value) if key in preset.sets else "" for key in keys]
         table.add(preset.name, *values, str(len(preset.cannot_express)))
     write_tables([table])
-    typer.echo("\n`moesim systems NAME` has all keys, their sources, and what is left out.")
+    typer.echo("\n`moesim list systems NAME` has all keys, their sources, and what is left out.")
 
 
 def _header(key: str) -> str:
