@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Sample = NDArray[np.float64]
 
-__all__ = ["cdf", "latencies_ns", "latency_axis", "latency_scale"]
+__all__ = ["cdf", "in_window", "latencies_ns", "latency_axis", "latency_scale"]
 
 # More points than a figure has pixels would only make files larger.
 POINTS: Final = 1000
@@ -37,7 +37,7 @@ def latencies_ns(run: Run) -> dict[str, Sample]:
     columns = ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns")
     table = run.table("requests", columns)
     arrival, first, finish, tokens = (table[column].astype(np.int64) for column in columns[:4])
-    inside = _in_window(run, finish)
+    inside = in_window(run, finish)
     done = inside & (finish >= 0) & (first >= 0)
     many = done & (tokens > 1)
     return {
@@ -48,7 +48,7 @@ def latencies_ns(run: Run) -> dict[str, Sample]:
     }
 
 
-def _in_window(run: Run, times_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+def in_window(run: Run, times_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which times lie in the run's window; all of them if it has none."""
     import numpy as np
 
