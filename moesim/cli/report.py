@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
+from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.points import check_writable
 from moesim.locks import exclusive
@@ -38,6 +39,24 @@ def report(
             help="The folder to write into (default: the folder read; runs/report if several)."
         ),
     ] = None,
+    baselines: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--baseline",
+            metavar="RUN",
+            help="Compare with this run, request by request; may be repeated, for further seeds.",
+        ),
+    ] = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="THRESHOLD",
+            help='Exit with 3 if this holds, like "ttft_p99_ms > +5%"; may be repeated.',
+        ),
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown for a pull request.")
+    ] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,10 +64,15 @@ def report(
 
     One run is summarised; several are compared. The figures of one run are drawn into its own
     folder, unless --out names another. The last line printed is the folder written to.
+
+    With --baseline or --fail-if, runs are judged instead, and nothing is written.
     """
     from moesim.report import load_runs
 
     paths = runs or []
+    if baselines or fail_if or as_markdown:
+        gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
+        return
     loaded = load_runs(paths)
     if len(loaded) == 1:
         _report_one(loaded[0], out, plots=plots, as_json=as_json)

@@ -40,7 +40,7 @@ from moesim.report.runs import MOST_IDLE, Run
 from moesim.report.statistics import Estimate, estimate
 from moesim.systems.preset import preset_keys
 
-__all__ = ["Comparison", "Row", "compare_runs"]
+__all__ = ["Comparison", "Row", "compare_runs", "varying_keys"]
 
 # Both change the number of slots, which is the axis of the charts against capacity.
 CAPACITY_KEYS: Final = ("cache.slots", "memory.capacity")
@@ -242,7 +242,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     """
     if not runs:
         raise UsageError("no runs to compare; name at least one run directory")
-    keys = _varying(runs)
+    keys = varying_keys(runs)
     policy_keys = tuple(k for k in keys if k.split(".")[0] in POLICY_SECTIONS)
     policy_keys = tuple(k for k in policy_keys if k not in (*CAPACITY_KEYS, *LOAD_KEYS))
     # "Facet" is the plotting term: each value gets its own panel or table.
@@ -317,7 +317,7 @@ def _rounded(values: Sequence[float]) -> list[str]:
     return [f"{value:g}" for value in values]
 
 
-def _varying(runs: Sequence[Run]) -> list[str]:
+def varying_keys(runs: Sequence[Run]) -> list[str]:
     """Return the dotted keys whose values differ between runs, those of the sweep first."""
     swept = list(dict.fromkeys(key for run in runs for key in run.point if key not in IGNORED))
     keys = [key for key in swept if differs(identity(run, key) for run in runs)]

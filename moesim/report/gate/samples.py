@@ -1,0 +1,138 @@
+"""Samples of latencies by request, so that the same requests can be drawn from two runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim.report.distribution import in_window
+from moesim.report.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["RequestPairs", "Sample"]
+
+_MS: Final = 1e6
+_METRIC: Final = re.compile(r"(ttft|tpot|itl|e2e|normalised)_(mean|p\d+)_ms")
+_COLUMNS: Final = (
+    "request", "arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens",
+    "token_ns",
+)  # fmt: skip
+_SAME: Final = ("prompt_tokens", "output_tokens")
+"""What makes a request the same one in two runs. Arrivals of closed clients depend on the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Values of a latency in ms, ascending, each with the place of its request.
+
+    `percentile` is what the metric takes of them, None for the mean. `requests` is their number,
+    also of those without a value.
+    """
+
+    values: NDArray[np.float64]
+    owners: NDArray[np.int64]
+    requests: int
+    percentile: float | None
+
+    @property
+    def beyond(self) -> float:
+        """How many values are expected to lie beyond the percentile; infinite for a mean."""
+        if self.percentile is None:
+            return math.inf
+        return len(self.values) * min(self.percentile, 100 - self.percentile) / 100
+
+    @property
+    def of_all(self) -> float:
+        """The statistic of all requests; NaN without any value."""
+        import numpy as np
+
+        return self.statistic(np.ones(self.requests, np.int64))
+
+    def statistic(self, counts: NDArray[np.int64]) -> float:
+        """Return the statistic if request i is drawn `counts[i]` times; NaN without any value.
+
+        Percentiles are interpolated linearly, as in a summary.
+        """
+        weights = counts[self.owners]
+        if self.percentile is None:
+            total = int(weights.sum())
+            return float(weights @ self.values) / total if total else math.nan
+        ends = weights.cumsum()
+        if not len(ends) or not ends[-1]:
+            return math.nan
+        place = (int(ends[-1]) - 1) * self.percentile / 100
+        low = math.floor(place)
+        below, above = self.values[ends.searchsorted([low, math.ceil(place)], side="right")]
+        return float(below + (above - below) * (place - low))
+
+
+class RequestPairs:
+    """The requests of two runs, paired by their numbers; their tables are read once."""
+
+    def __init__(self, run: Run, baseline: Run) -> None:
+        self._runs = run, baseline
+
+    @cached_property
+    def _tables(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        run, baseline = self._runs
+        return _counted(run), _counted(baseline)
+
+    def samples(self, metric: str) -> tuple[Sample, Sample] | str:
+        """Return the samples of a metric in both runs, or why its requests cannot be paired."""
+        match = _METRIC.fullmatch(metric)
+        if match is None:
+            return f"{metric} is one number of a whole run, not of its requests; give several seeds"
+        if not self._same():
+            return "the requests that finished, or were counted, differ between the runs"
+        percentile = None if match[2] == "mean" else float(match[2][1:])
+        after, before = (_sample(match[1], table, percentile) for table in self._tables)
+        for sample, run in zip((after, before), self._runs, strict=True):
+            # The summary decides. An interval of other values than its own would mislead.
+            if not math.isclose(sample.of_all, run.value(metric), rel_tol=1e-9, abs_tol=1e-9):
+                return f"the table of requests in {run.path} does not give its {metric}"
+        return after, before
+
+    def _same(self) -> bool:
+        import numpy as np
+
+        after, before = self._tables
+        return all(np.array_equal(after[key], before[key]) for key in ("request", *_SAME))
+
+
+def _counted(run: Run) -> dict[str, Any]:
+    """Return the rows of the requests that the summary's latencies are of, in order."""
+    import numpy as np
+
+    table = run.table("requests", _COLUMNS)
+    finish, first = (table[key].astype(np.int64) for key in ("finish_ns", "first_token_ns"))
+    kept = np.flatnonzero(in_window(run, finish) & (finish >= 0) & (first >= 0))
+    kept = kept[np.argsort(table["request"][kept], kind="stable")]
+    return {key: column[kept] for key, column in table.items()}
+
+
+def _sample(latency: str, table: dict[str, Any], percentile: float | None) -> Sample:
+    import numpy as np
+
+    arrival, first, finish, tokens = (
+        table[key].astype(np.int64)
+        for key in ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens")
+    )
+    owners = np.arange(len(arrival))
+    if latency == "itl":
+        gaps = [np.diff(np.asarray(times, np.int64)) for times in table["token_ns"]]
+        owners = np.repeat(owners, [len(each) for each in gaps])
+        values = np.concatenate([np.empty(0), *gaps])
+    elif latency == "tpot":
+        owners = np.flatnonzero(tokens > 1)
+        values = (finish - first)[owners] / (tokens[owners] - 1)
+    else:
+        until = first if latency == "ttft" else finish
+        values = (until - arrival) / (tokens if latency == "normalised" else 1)
+    order = np.argsort(values, kind="stable")
+    return Sample(values[order] / _MS, owners[order], len(arrival), percentile)
