@@ -12,7 +12,9 @@ import typer
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
+from moesim.cli.page import page
 from moesim.cli.points import check_writable
+from moesim.errors import UsageError
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -36,9 +38,20 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder to write into (default: the folder read; runs/report if several)."
+            help="The folder to write into (default: the folder read; runs/report if several); "
+            "with --html the file, which ends in .html."
         ),
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write one HTML page that needs no network.")
+    ] = False,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if",
+            help="With --html, simulate one run again with a better machine, and show the gains.",
+        ),
+    ] = False,
     baselines: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,12 +78,22 @@ def report(
     One run is summarised; several are compared. The figures of one run are drawn into its own
     folder, unless --out names another. The last line printed is the folder written to.
 
-    With --baseline or --fail-if, runs are judged instead, and nothing is written.
+    With --html, one page is written instead, report.html in that folder. With --baseline or
+    --fail-if, runs are judged instead, and nothing is written.
     """
     from moesim.report import load_runs
 
     paths = runs or []
-    if baselines or fail_if or as_markdown:
+    judged = baselines or fail_if or as_markdown
+    if html and judged:
+        raise UsageError("--html writes a page and judges nothing; leave out --baseline, --fail-if "
+                         "and --markdown")  # fmt: skip
+    if what_if and not html:
+        raise UsageError("--what-if is a part of the page; add --html")
+    if html:
+        page(paths, out, what_if=what_if, as_json=as_json)
+        return
+    if judged:
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
     loaded = load_runs(paths)

@@ -14,8 +14,8 @@ from moesim.errors import UsageError, shown
 from moesim.report.chart import write_whole
 from moesim.report.comparison import compare_runs
 from moesim.report.page.extra import require_html
-from moesim.report.page.parts import Block
 from moesim.report.runs import Run
+from moesim.results.what_if import WhatIfs
 
 __all__ = ["check_page", "page_of", "write_page"]
 
@@ -34,11 +34,11 @@ def check_page(file: Path) -> None:
         raise UsageError(f"--out {shown(str(file))}: this is a folder; name a file in it")
 
 
-def page_of(runs: Sequence[Run], command: Sequence[str], what_if: Sequence[Block] = ()) -> str:
+def page_of(runs: Sequence[Run], command: str, what_if: WhatIfs | None = None) -> str:
     """Return the HTML of one run or of a comparison. Equal runs and commands give equal text.
 
-    `command` is the command line that made the page, which shows it. `what_if` is the panel of
-    one run.
+    `command` is the command line that made the page, which shows it. `what_if` are the what-ifs
+    of one run; without them the page says how to compute them.
 
     Raises:
         MissingExtra: the packages of the extra `html` are not installed.
@@ -58,7 +58,7 @@ def page_of(runs: Sequence[Run], command: Sequence[str], what_if: Sequence[Block
 
 
 def write_page(
-    file: Path, runs: Sequence[Run], command: Sequence[str], what_if: Sequence[Block] = ()
+    file: Path, runs: Sequence[Run], command: str, what_if: WhatIfs | None = None
 ) -> None:
     """Write the page of runs to a file, which is whole or not there.
 

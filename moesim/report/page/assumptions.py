@@ -160,7 +160,9 @@ def warnings(run: Run) -> list[str]:
             "other sequences of the trace."
         )
     if run.windowed:
-        found.append("Numbers are of a window; bounds, the verdict and tables are of the whole run.")
+        found.append(
+            "Numbers are of a window; bounds, the verdict and tables are of the whole run."
+        )
     return [each for each in found if each]
 
 

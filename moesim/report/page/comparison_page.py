@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Sequence
 
 from moesim.report.comparison import Comparison
 from moesim.report.marks import foresight_sentence, routing_sentence, shared_sentence
@@ -19,7 +17,7 @@ __all__ = ["comparison_page"]
 _WARNING = "WARNING: "
 
 
-def comparison_page(comparison: Comparison, command: Sequence[str]) -> Page:
+def comparison_page(comparison: Comparison, command: str) -> Page:
     """Return the page of a comparison; `command` made it."""
     names = list(dict.fromkeys(run.text("name") for run in comparison.runs))
     told = [note for note in comparison.notes if note.startswith(_WARNING)]
@@ -39,7 +37,9 @@ def comparison_page(comparison: Comparison, command: Sequence[str]) -> Page:
 def _warnings(comparison: Comparison) -> list[str]:
     """Return each warning of the runs once; rows and titles have the marks already."""
     runs = comparison.runs
-    marks = {sentence for run in runs for sentence in (routing_sentence(run), foresight_sentence(run))}
+    marks = {
+        sentence for run in runs for sentence in (routing_sentence(run), foresight_sentence(run))
+    }
     counts = Counter(text for run in runs for text in warnings(run) if text not in marks)
     return [text if count == len(runs) else f"{text} ({count} of {len(runs)} runs)"
             for text, count in counts.items()]  # fmt: skip
@@ -52,12 +52,12 @@ def _lead(comparison: Comparison) -> str:
     return f"{', '.join(spelt[:-1])} and {spelt[-1]}."
 
 
-def _sections(comparison: Comparison, command: Sequence[str]) -> list[Section]:
+def _sections(comparison: Comparison, command: str) -> list[Section]:
     plain = legend(comparison).replace("**bold**", "marked ▲").replace("_italics_", "marked ▼")
     about = plain.replace("\\[", "[").replace("in marked", "marked")
     points: list[Block] = [points_table(comparison), Paragraph(about)]
     setting: list[Block] = [Paragraph(comparison.caption(hits=True)), varied_table(comparison)]
-    again: list[Block] = [Paragraph("This page:"), Code(shlex.join(command)), _RUNS]
+    again: list[Block] = [Paragraph("This page:"), Code(command), _RUNS]
     found: list[tuple[str, str, Plot | None]] = [
         ("differences", "Differences", differences(comparison)),
         ("heat", "Variants and sizes", heat_map(comparison)),

@@ -54,7 +54,13 @@ def differences(comparison: Comparison) -> Plot | None:
     each = sum(len(comparison.within(s)) for s in comparison.settings) * len(metrics)
     baselines = _baselines(comparison)[: max(1, MOST_PAIRS // max(1, each))]
     rows = [
-        (setting or EVERY, base.variant, titles[metric], row.label, *_change_cells(row, base, metric))
+        (
+            setting or EVERY,
+            base.variant,
+            titles[metric],
+            row.label,
+            *_change_cells(row, base, metric),
+        )
         for setting in comparison.settings
         for base in comparison.within(setting)
         if base.variant in baselines
@@ -167,9 +173,9 @@ def heat_map(comparison: Comparison) -> Plot | None:
         ],
     )
     # Not in hexadecimal: these colours are the same on a dark page, because texts lie on them.
-    shade = alt.Scale(domain=[0, 1], range=["rgb(222,235,247)", "rgb(8,69,148)"])
+    blues = alt.Scale(domain=[0, 1], range=["rgb(222,235,247)", "rgb(8,69,148)"])
     cells = base.mark_rect(stroke=EDGE, strokeWidth=0.5).encode(
-        alt.Color("shade:Q", scale=shade, legend=None)
+        alt.Color("shade:Q", scale=blues, legend=None)
     )
     texts = base.mark_text(fontSize=11).encode(
         alt.Text("short:N"),

@@ -13,6 +13,7 @@ from moesim.report.metrics import SAVED, Metric
 from moesim.report.page.parts import DataCell, DataTable, number_cell
 from moesim.report.runs import Run
 from moesim.report.tables import BOUND, means_table
+from moesim.report.tabular import Cell
 
 __all__ = ["leaders", "points_table", "runs_table", "varied_table"]
 
@@ -22,28 +23,32 @@ LEADERS: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95
 def points_table(comparison: Comparison) -> DataTable:
     """Return all points with the cells of the terminal's tables, which are one for each setting."""
     metrics = {metric.title: metric for metric in (*comparison.headline, SAVED, BOUND)}
-    rows, columns = [], dict.fromkeys(metric.title for metric in comparison.headline)
+    titles = dict.fromkeys(metric.title for metric in comparison.headline)
+    found: list[tuple[Row, dict[str, Cell]]] = []
     for setting in comparison.settings:
         within = comparison.within(setting)
         printed = means_table(setting, within, comparison.headline)
-        columns |= dict.fromkeys(printed.columns[1:])
-        for row, (_, *cells) in zip(within, printed.rows, strict=True):
-            rows.append((row, dict(zip(printed.columns[1:], cells, strict=True))))
-    body, anchors = [], []
+        titles |= dict.fromkeys(printed.columns[1:])
+        for row, cells in zip(within, printed.rows, strict=True):
+            found.append((row, dict(zip(printed.columns[1:], cells[1:], strict=True))))
     places = {id(row): place for place, row in enumerate(comparison.rows)}
     several = len(comparison.settings) > 1
-    for row, found in rows:
-        cells = [
-            DataCell(cell.text, _value(row, metrics[title]), cell.mark) if cell else DataCell("")
-            for title in columns
-            for cell in [found.get(title)]
-        ]
-        setting_cell = [DataCell(row.setting, None, "text")] if several else []
+    body = []
+    for row, by_title in found:
         label = DataCell(row.label, href=f"run-{places[id(row)]}")
-        body.append([label, *setting_cell, number_cell(float(len(row.runs))), *cells])
-        anchors.append(f"point-{places[id(row)]}")
-    heads = ["variant", *(["setting"] if several else []), "seeds", *columns]
+        where = [DataCell(row.setting, None, "text")] if several else []
+        numbers = [_point_cell(row, metrics[title], by_title.get(title)) for title in titles]
+        body.append([label, *where, number_cell(float(len(row.runs))), *numbers])
+    heads = ["variant", *(["setting"] if several else []), "seeds", *titles]
+    anchors = [f"point-{places[id(row)]}" for row, _ in found]
     return DataTable("points-table", "All points", heads, body, interactive=True, anchors=anchors)
+
+
+def _point_cell(row: Row, metric: Metric, printed: Cell | None) -> DataCell:
+    """Return a cell of the terminal with its number; empty where its setting has no such column."""
+    if printed is None:
+        return DataCell("")
+    return DataCell(printed.text, _value(row, metric), printed.mark)
 
 
 def _value(row: Row, metric: Metric) -> float | None:

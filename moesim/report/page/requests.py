@@ -121,9 +121,9 @@ def slowest(run: Run) -> Iterator[Plot]:
     import numpy as np
 
     table = run.table("requests", [*_COLUMNS, "token_ns"])
-    inside = in_window(run, table["finish_ns"].astype(np.int64))
-    finished = (table["finish_ns"] >= 0) & (table["first_token_ns"] >= 0) & inside
-    places = [place for place in _by_duration(table) if finished[place]]
+    finish, first = (table[f"{key}_ns"].astype(np.int64) for key in ("finish", "first_token"))
+    inside = in_window(run, finish) & (finish >= 0) & (first >= 0)
+    places = [place for place in _by_duration(table) if inside[place]]
     steps = run.table("steps", ["step", "start_ns", "finish_ns", "stall_ns", "misses"])
     for rank, place in enumerate(places[:SLOWEST], 1):
         yield _timeline(table, place, steps, rank)
@@ -176,7 +176,9 @@ def _timeline_spec(unit: str) -> dict[str, Any]:
     phases = (
         base.transform_filter("datum.track === 'phases'")
         .mark_bar(stroke=EDGE, strokeWidth=0.5)
-        .encode(alt.X2("stop:Q"), alt.Color("what:N", scale=colors(list(PHASES), list(PHASES.values()))))
+        .encode(
+            alt.X2("stop:Q"), alt.Color("what:N", scale=colors(list(PHASES), list(PHASES.values())))
+        )
     )
     tokens = base.transform_filter("datum.track === 'tokens'").mark_tick(
         color=PHASES["decode"], thickness=1.5

@@ -25,17 +25,19 @@ from moesim.report.page.parts import (
 )
 from moesim.report.page.requests import layer_table, request_table, slowest
 from moesim.report.page.run_plots import lanes, latencies, layers, occupancy, over_time
+from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
 from moesim.report.summary import summary_tables
 from moesim.report.tabular import Table
+from moesim.results.what_if import WhatIfs
 
 __all__ = ["run_page"]
 
 NAMED: Final = {"cpu": "the CPU", "compute": "computing"}
 
 
-def run_page(run: Run, command: Sequence[str], what_if: Sequence[Block] = ()) -> Page:
-    """Return the page of a run. `command` made it, and `what_if` is its panel, if computed."""
+def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
+    """Return the page of a run. `command` made it, and `what_if` is what changes would bring."""
     setup, *tables = summary_tables(run)
     numbers = [table for table in tables if table.rows and table.title != "notes"]
     bounds = [table for table in numbers if table.title.startswith(("bounds", "regrets"))]
@@ -43,7 +45,7 @@ def run_page(run: Run, command: Sequence[str], what_if: Sequence[Block] = ()) ->
     sections = [
         Section("headline", "Headline numbers", [_key_facts(run), *_shown("bounds", bounds)]),
         Section("setting", "What was run", [from_table("setup", setup)]),
-        Section("what-if", "What if", what_if or [Paragraph(_NO_WHAT_IF)]),
+        Section("what-if", "What if", what_if_panel(what_if)),
         Section("time", "Latency and throughput", [Side([*latencies(run), *over_time(run)])]),
         Section("stalls", "Hits and stalls", [*layers(run), Side([*lanes(run)])]),
         Section("occupancy", "Occupancy", [Side([*occupancy(run)])]),
@@ -59,10 +61,6 @@ def run_page(run: Run, command: Sequence[str], what_if: Sequence[Block] = ()) ->
     )
 
 
-_NO_WHAT_IF: Final = (
-    "Not computed. `moesim report RUN --html --what-if` simulates the run again with a link, "
-    "expert slots and a CPU of twice the figure, and with perfect prefetch."
-)
 _NONE: Final = "No request finished."
 
 
@@ -100,7 +98,7 @@ def _key_facts(run: Run) -> Facts:
                   for term, value, unit in every if not math.isnan(value)])  # fmt: skip
 
 
-def _again(run: Run, command: Sequence[str]) -> list[Block]:
+def _again(run: Run, command: str) -> list[Block]:
     scenario = run.path / "scenario.yaml"
     again = shlex.join(["moesim", "run", str(scenario), "--out", "NEW-FOLDER"])
     facts = {key: run.manifest.get(key) for key in ("fingerprint", "simulation", "point")}
@@ -109,7 +107,7 @@ def _again(run: Run, command: Sequence[str]) -> list[Block]:
         Paragraph("The run, from its resolved scenario (all defaults are filled in):"),
         Code(again),
         Paragraph("This page:"),
-        Code(shlex.join(command)),
+        Code(command),
         Hidden("The resolved scenario", [Code(read_bytes(scenario).decode())]),
         Hidden("Versions, fingerprint and hashes of inputs", [Code(_indented(facts))]),
     ]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-__all__ = ["latencies", "layers", "lanes", "occupancy", "over_time"]
+__all__ = ["lanes", "latencies", "layers", "occupancy", "over_time"]
 
 POINTS: Final = 200
 """The most points of a curve. A page holds no more than its reader can see."""
@@ -137,7 +137,9 @@ def over_time(run: Run) -> Iterator[Plot]:
     import altair as alt
     import numpy as np
 
-    lists = [times for times in run.table("requests", ["token_ns"])["token_ns"] if times is not None]
+    lists = [
+        times for times in run.table("requests", ["token_ns"])["token_ns"] if times is not None
+    ]
     times = np.concatenate([np.empty(0), *(np.asarray(each, np.float64) for each in lists)]) / 1e9
     end = run.value("makespan_s")
     if not len(times) or not end > 0:

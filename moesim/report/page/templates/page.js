@@ -40,6 +40,11 @@
     body.append(...rows.map(([, row]) => row));
   }
 
+  // Words, and phrases in quotation marks.
+  function wordsOf(text) {
+    return [...text.toLowerCase().matchAll(/"([^"]+)"|[^\s"]+/g)].map((found) => found[1] ?? found[0]);
+  }
+
   function filter(table, words, status) {
     const rows = [...table.tBodies[0].rows];
     for (const row of rows) {
@@ -65,6 +70,7 @@
     const status = document.createElement("span");
     bar.className = "filter";
     field.type = "search";
+    field.placeholder = 'words, or "a phrase"';
     field.setAttribute("aria-controls", table.id);
     status.setAttribute("role", "status");
     status.className = "soft";
@@ -72,7 +78,7 @@
     bar.append(label, status);
     box.prepend(bar);
     field.addEventListener("input", () => {
-      filter(table, field.value.toLowerCase().split(/\s+/).filter(Boolean), status);
+      filter(table, wordsOf(field.value), status);
     });
   }
 
