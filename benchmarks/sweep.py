@@ -36,6 +36,7 @@ SPEED_UP = "speed-up of two workers, as a share of that of two independent proce
 SCENARIO = Path(__file__).resolve().parents[1] / "scenarios/quickstart.yaml"
 CHANGES = (
     "workload.requests=4",
+    "workload.arrivals={kind: all_at_once}",
     "bounds=false",
     "sweep={cache.policy: [lru, lfu], cache.slots: [2/layer, 3/layer, 4/layer, 5/layer]}",
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import Comparison, Row
 from moesim.report.limits import HIT_LIMITS, TIME_LIMITS, limit
-from moesim.report.metrics import HITS, LATE_HITS, Metric
+from moesim.report.metrics import DECODE, HITS, LATE_HITS, THROUGHPUT, TTFT, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     OUTPUT_ONLY,
@@ -29,7 +29,7 @@ __all__ = ["hit_rate_against_capacity", "metrics_against_capacity"]
 MOST_PANELS: Final = 6
 TITLE: Final = 44
 """Characters of a line of a panel's title."""
-AGAINST_CAPACITY: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "stall_share")
+AGAINST_CAPACITY: Final = (DECODE.key, THROUGHPUT.key, TTFT.key, "stall_share")
 OWN_BOUNDS: Final = "Where bounds differ between variants, each has its variant's colour."
 UNBOUNDED: Final = "No bound holds for runs that prefetch. "
 HIT_BOUNDS: Final = (
@@ -80,7 +80,7 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
 
 
 def metrics_against_capacity(comparison: Comparison) -> Chart | None:
-    """Draw throughput, TTFT, TPOT and stalls over slots per layer, two rows of panels a setting.
+    """Draw speeds, TTFT and stalls over slots per layer, two rows of panels a setting.
 
     Return None if no variant has two numbers of slots.
     """
@@ -107,7 +107,7 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
                 rows = comparison.series(facet, variant)
                 look = looks[variant]
                 _line(chart, axes, facet, rows, look, metric, metric.label, metric.unit)
-            if metric.key == "output_tokens_per_s":
+            if metric.key == THROUGHPUT.key:
                 for label, of in TIME_LIMITS.items():
                     _bound(
                         chart, axes, comparison, facet, label, of, looks, metric.label, metric.unit

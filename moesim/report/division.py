@@ -10,14 +10,24 @@ from pathlib import Path
 from typing import Any, Final
 
 from moesim.report.chart import Chart, drawn, grid, save_charts, write_csv
-from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, Metric, number, run_caption
+from moesim.report.metrics import (
+    DECODE,
+    E2E,
+    HITS,
+    LATE_HITS,
+    THROUGHPUT,
+    TTFT,
+    Metric,
+    number,
+    run_caption,
+)
 from moesim.report.runs import Run
 from moesim.report.tabular import Cell, Table
 
 __all__ = ["Divided", "division_records", "division_table", "write_division"]
 
 PREEMPTIONS: Final = Metric("preemptions", "preemptions", "count")
-_METRICS: Final = (*(HEADLINE[place] for place in (0, 1, 3)), HITS, LATE_HITS, PREEMPTIONS)
+_METRICS: Final = (THROUGHPUT, DECODE, TTFT, E2E, HITS, LATE_HITS, PREEMPTIONS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate
 
 __all__ = [
+    "DECODE",
+    "E2E",
     "ELSEWHERE",
     "FROM_DISK",
     "HEADLINE",
@@ -20,7 +22,10 @@ __all__ = [
     "HITS_LEGEND",
     "LATE_HITS",
     "MISSES",
+    "QUEUED",
     "SAVED",
+    "THROUGHPUT",
+    "TTFT",
     "UNDEFINED",
     "Metric",
     "costs",
@@ -101,11 +106,26 @@ SAVED: Final = Metric(
 )
 """The share of a run's time in steps without prefetch that prefetching saves; negative if it costs
 time. No row is the best: each is measured against a run of its own."""
+DECODE: Final = Metric(
+    "decode_mean_tokens_per_s", "decode speed", "tokens/s per user", better="higher"
+)
+"""What one user sees: tokens after the first ÷ time between first and last, mean of requests."""
+THROUGHPUT: Final = Metric("output_tokens_per_s", "throughput", "tokens/s in all", better="higher")
+"""The output tokens of all users together ÷ the whole time, queueing and prefill included."""
+TTFT: Final = Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower")
+QUEUED: Final = Metric(
+    "ttft_queue_mean_ms", "queued", "% of TTFT", 100, is_share=True, of_all="ttft_mean_ms"
+)
+"""The part of the mean TTFT in which requests wait for their first step. A faster prefill raises
+it, so it has no better direction."""
+E2E: Final = Metric("e2e_p95_ms", "E2E p95", "ms", better="lower")
 HEADLINE: Final = (
-    Metric("output_tokens_per_s", "throughput", "tokens/s", better="higher"),
-    Metric("ttft_p95_ms", "TTFT p95", "ms", better="lower"),
+    DECODE,
+    THROUGHPUT,
+    TTFT,
+    QUEUED,
     Metric("tpot_mean_ms", "TPOT mean", "ms", better="lower"),
-    Metric("e2e_p95_ms", "E2E p95", "ms", better="lower"),
+    E2E,
     HITS,
     LATE_HITS,
     MISSES,

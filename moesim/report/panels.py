@@ -31,7 +31,10 @@ LABEL: Final = 28
 WIDE_CHARACTERS: Final = 132
 """Characters that fit across a figure, in the type of legends."""
 HANDLE_CHARACTERS: Final = 8
-OUTPUT_ONLY: Final = "Throughput counts output tokens."
+OUTPUT_ONLY: Final = (
+    "Decode speed is that of one user: tokens after the first by the time from first to last, mean "
+    "of requests. Throughput counts the output tokens of all users."
+)
 
 
 def about_bounds(comparison: Comparison, text: str) -> str:

@@ -13,7 +13,7 @@ from moesim.report.comparison import Comparison, Row
 from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
 from moesim.report.lane_names import causes_of
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
-from moesim.report.metrics import HITS, LATE_HITS, MISSES, Metric
+from moesim.report.metrics import DECODE, HITS, LATE_HITS, MISSES, THROUGHPUT, TTFT, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
     OUTPUT_ONLY,
@@ -34,12 +34,8 @@ __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_
 
 ACROSS: Final = 60
 """Characters of a title across the figure."""
-SIDE_BY_SIDE: Final = ("output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "hits")
-WITH_LATE: Final = (
-    "output_tokens_per_s",
-    "tpot_mean_ms",
-    *(metric.key for metric in (HITS, LATE_HITS, MISSES)),
-)
+SIDE_BY_SIDE: Final = tuple(metric.key for metric in (DECODE, THROUGHPUT, TTFT, HITS))
+WITH_LATE: Final = tuple(metric.key for metric in (DECODE, THROUGHPUT, HITS, LATE_HITS, MISSES))
 """The panels where copies arrive late: hits, late hits and misses, each beside the others."""
 TICKS: Final = "Black ticks in the panel of hits: the MIN bound of variants that prefetch nothing."
 
@@ -65,7 +61,7 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
 
 
 def side_by_side(comparison: Comparison) -> Chart:
-    """Draw throughput, TTFT p95, mean TPOT and hits of each variant, with intervals if any.
+    """Draw decode speed, throughput, TTFT p95 and hits of each variant, with intervals if any.
 
     Where hits are late, late hits and misses have panels of their own, and TTFT has none. A sum of
     hits and late hits could seem to beat the bound of MIN.

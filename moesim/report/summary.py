@@ -30,7 +30,14 @@ from moesim.report.tabular import Table, write_tables
 
 __all__ = ["print_summary", "summary_tables"]
 
-LATENCIES: Final = ("ttft", "tpot", "itl", "e2e")
+LATENCIES: Final = {
+    "ttft": "TTFT",
+    "ttft_queue": "  queued (to the first step)",
+    "ttft_service": "  served (to the first token)",
+    "tpot": "TPOT",
+    "itl": "ITL",
+    "e2e": "E2E",
+}
 POINTS: Final = ("mean", "p50", "p90", "p95", "p99")
 BUSY: Final = {
     "cpu": "CPU busy",
@@ -91,6 +98,7 @@ def summary_tables(run: Run) -> list[Table]:
 
 def _setup(run: Run) -> Table:
     table = Table(f"{run.text('name')}: {costs(run)}")
+    table.add("decode speed", _speed(run))  # first: what most readers look for
     policy = policy_label(run.text("cache_policy"), run.cache_options)
     slots = number(run.value("cache_slots") / run.value("num_layers"))
     # The folder tells two traces of one model apart; the model tells whose routing they hold.
@@ -131,7 +139,7 @@ def _setup(run: Run) -> Table:
     )
     table.add(
         "throughput",
-        f"{number(run.value('output_tokens_per_s'))} output tokens/s, "
+        f"{number(run.value('output_tokens_per_s'))} output tokens/s of all users, "
         f"{number(run.value('requests_per_s'))} requests/s "
         f"over {number(run.window_s)} s{_waiting(run)}",
     )
@@ -147,6 +155,19 @@ def _setup(run: Run) -> Table:
         )
     _align_left(table)
     return table
+
+
+def _speed(run: Run) -> str:
+    """Return the decode speed of one user: mean, median and slow requests."""
+    mean, median, *slow = (
+        number(run.value(f"decode_{part}_tokens_per_s")) for part in ("mean", "p50", "p10", "p1")
+    )
+    if mean == UNDEFINED:
+        return f"{UNDEFINED} (no finished request has two tokens)"
+    return (
+        f"{mean} tokens/s per user (median {median}, slowest 10 % at most {slow[0]}, "
+        f"slowest 1 % at most {slow[1]})"
+    )
 
 
 def _format(run: Run) -> str:
@@ -173,9 +194,9 @@ def _waiting(run: Run) -> str:
 
 def _latency(run: Run) -> Table:
     table = Table("latency (ms)", ["", *POINTS])
-    for name in LATENCIES:
+    for name, label in LATENCIES.items():
         values = (run.value(f"{name}_{point}_ms") for point in POINTS)
-        table.add(name.upper(), *map(number, values))
+        table.add(label, *map(number, values))
     return table
 
 

@@ -14,7 +14,7 @@ from moesim.config.units import in_one_unit
 from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import CAPACITY_KEYS, Comparison, Row
 from moesim.report.marks import FORESEES, marked
-from moesim.report.metrics import Metric
+from moesim.report.metrics import DECODE, THROUGHPUT, TTFT, Metric
 from moesim.report.panels import MOST_SETTINGS, OUTPUT_ONLY, left_out, named, shared_legend
 from moesim.report.style import Style, styles_of
 
@@ -25,7 +25,7 @@ __all__ = ["Swept", "lines_of", "metrics_against_number", "swept_number"]
 
 FEWEST: Final = 3
 """The fewest different numbers that make a line worth drawing."""
-METRICS: Final = ("tpot_mean_ms", "output_tokens_per_s", "ttft_p95_ms", "stall_share")
+METRICS: Final = (DECODE.key, THROUGHPUT.key, TTFT.key, "stall_share")
 LABELS: Final = {
     "placement.options.layers": "layers whose experts are on the CPU",
     "placement.options.whole_layers": "whole layers on the CPU",
@@ -68,7 +68,7 @@ def swept_number(comparison: Comparison) -> Swept | None:
 
 
 def metrics_against_number(comparison: Comparison) -> Chart | None:
-    """Draw TPOT, throughput, TTFT and stalls over a swept number, two rows of panels a setting.
+    """Draw speeds, TTFT and stalls over a swept number, two rows of panels a setting.
 
     Return None if no key has three numbers.
     """

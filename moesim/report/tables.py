@@ -28,6 +28,11 @@ NO_BOUND: Final = "no bound"
 """The cell of the MIN bound in a row that it does not bound, for example one that prefetches."""
 NO_PREFETCH: Final = "no prefetch"
 """The cell of the time that prefetching saves in a row that prefetches nothing."""
+SPEEDS: Final = (
+    "Decode speed is what one user sees: tokens after the first by the time from first to last, "
+    "mean of requests. Throughput counts the output tokens of all users, and its time has queueing "
+    "and prefill in it. Queued is the wait for the first step."
+)
 # These keys describe a run and measure nothing, so a mean over seeds would say nothing.
 _DESCRIPTIVE: Final = frozenset({"seed", "num_experts", "num_layers", "cache_slots_per_layer"})
 
@@ -92,7 +97,7 @@ def legend(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"Throughput counts output tokens. {best} A column where neither more nor less is always "
+        f"{SPEEDS} {best} A column where neither more nor less is always "
         f"better has no marks. Variants \\[{FORESEES}] are bounds and are not ranked. The MIN "
         "bound holds only for variants that prefetch nothing. Saved by prefetch is the time in "
         "steps that the same run without prefetch takes longer, as a share of its time; it is "

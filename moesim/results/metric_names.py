@@ -17,9 +17,10 @@ _ALIKE: Final = 0.6  # the least similarity of a name that is suggested
 _UNITS: Final = ("ms", "s", "bytes", "share", "rate")
 _LATENCIES: Final = tuple(
     f"{name}_{part}_ms"
-    for name in ("ttft", "tpot", "itl", "e2e", "normalised")
+    for name in ("ttft", "ttft_queue", "ttft_service", "tpot", "itl", "e2e", "normalised")
     for part in ("mean", "p50", "p90", "p95", "p99")
 )
+_SPEEDS: Final = tuple(f"decode_{part}_tokens_per_s" for part in ("mean", "p50", "p10", "p5", "p1"))
 _STALLS: Final = tuple(
     f"stall_{cause}_s" for cause in ("readback", "demand", "late", "cpu", "disk", "host", "other")
 )
@@ -40,7 +41,7 @@ _BOUNDS: Final = (
     "regret_cpu_s", "regret_compute_s",
 )  # fmt: skip
 METRICS: Final = (
-    "output_tokens_per_s", "tokens_per_s", "requests_per_s", *_LATENCIES,
+    *_SPEEDS, "output_tokens_per_s", "tokens_per_s", "requests_per_s", *_LATENCIES,
     "wait_max_ms", "wait_max_steps", "pause_max_ms", "pause_max_steps",
     "expert_hit_rate", "on_time_hit_rate", "late_hit_rate", "token_hit_rate",
     "makespan_s", "window_from_s", "window_to_s", "window_s", "window_requests",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from moesim.serving.totals import Totals
 
 _PERCENTILES = (50, 90, 95, 99)
+_SLOW = (50, 10, 5, 1)  # of a speed, whose slow requests are the low ones
 _MS = 1_000_000
 _S = 1_000_000_000
 
@@ -31,15 +32,18 @@ _S = 1_000_000_000
 def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
     """Return mean and percentiles in ms of the latencies of requests; None without any sample.
 
-    `ttft`: arrival to first token. `tpot`: first to last token ÷ tokens after the first. `itl`:
-    gaps between tokens. `e2e`: arrival to last token. `normalised`: `e2e` ÷ tokens generated, as
-    Orca, vLLM and Read-ME define it.
+    `ttft`: arrival to first token. It is `ttft_queue`, arrival to the first step that serves the
+    request, plus `ttft_service`, the rest. `tpot`: first to last token ÷ tokens after the first.
+    `itl`: gaps between tokens. `e2e`: arrival to last token. `normalised`: `e2e` ÷ tokens
+    generated, as Orca, vLLM and Read-ME define it.
     """
     # Unfinished requests may have first tokens and gaps, but no last token.
     done = [request for request in requests if request.status == "finished"]
     started = [request for request in requests if request.token_ns]
     samples: dict[str, npt.ArrayLike] = {
         "ttft": [request.token_ns[0] - request.arrival_ns for request in started],
+        "ttft_queue": [request.scheduled_ns - request.arrival_ns for request in started],
+        "ttft_service": [request.token_ns[0] - request.scheduled_ns for request in started],
         "tpot": [
             (request.token_ns[-1] - request.token_ns[0]) / (len(request.token_ns) - 1)
             for request in done
@@ -58,6 +62,26 @@ def latency_summary(requests: Sequence[Request]) -> dict[str, float | None]:
         for percentile, value in percentiles_ms(values).items():
             result[f"{name}_p{percentile}_ms"] = value
     return result
+
+
+def decode_summary(requests: Sequence[Request]) -> dict[str, float | None]:
+    """Return mean and percentiles of the decode speeds of finished requests, in tokens per second.
+
+    The decode speed of a request is what its user sees: tokens after the first ÷ time from the
+    first token to the last. Low percentiles are the slow requests. None without any request of
+    two tokens or more.
+    """
+    speeds = [
+        (len(request.token_ns) - 1) * _S / (request.token_ns[-1] - request.token_ns[0])
+        for request in requests
+        if request.status == "finished" and request.token_ns[-1] > request.token_ns[0]
+    ]
+    array = np.asarray(speeds, dtype=float)
+    points = np.percentile(array, _SLOW).tolist() if array.size else [None] * len(_SLOW)
+    return {
+        "decode_mean_tokens_per_s": float(array.mean()) if array.size else None,
+        **{f"decode_p{p}_tokens_per_s": value for p, value in zip(_SLOW, points, strict=True)},
+    }
 
 
 def _gaps(token_ns: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
@@ -262,6 +286,8 @@ def request_columns(requests: Sequence[Request], pool: BlockPool) -> dict[str, A
         "finish_ns": [
             request.token_ns[-1] if request.status == "finished" else -1 for request in requests
         ],
+        "queue_ns": [_queue_ns(request) for request in requests],
+        "service_ns": [_service_ns(request) for request in requests],
         "prompt_tokens": [request.prompt_tokens for request in requests],
         "output_tokens": [request.output_tokens for request in requests],
         "preemptions": [request.preemptions for request in requests],
@@ -277,6 +303,16 @@ def request_columns(requests: Sequence[Request], pool: BlockPool) -> dict[str, A
         "status": [request.status for request in requests],
         "token_ns": [request.token_ns for request in requests],
     }
+
+
+def _queue_ns(request: Request) -> int:
+    """Return the time from a request's arrival to its first step; -1 without a first step."""
+    return request.scheduled_ns - request.arrival_ns if request.scheduled_ns >= 0 else -1
+
+
+def _service_ns(request: Request) -> int:
+    """Return the time from a request's first step to its first token; -1 without a token."""
+    return request.token_ns[0] - request.scheduled_ns if request.token_ns else -1
 
 
 def ratio(part: float, whole: float) -> float | None:

@@ -54,14 +54,15 @@ class Result:
 
 
 def in_short(summary: Mapping[str, Any]) -> str:
-    """Return a run's name, requests, makespan, throughput and stalls on one line.
+    """Return a run's name, requests, makespan, speeds and stalls on one line.
 
     Numbers that the summary lacks are left out.
     """
     numbers = (
         ("requests", "{:.0f} requests"),
         ("makespan_s", "{:.4g} s"),
-        ("output_tokens_per_s", "{:.4g} output tokens/s"),
+        ("decode_mean_tokens_per_s", "{:.4g} tokens/s per user"),
+        ("output_tokens_per_s", "{:.4g} output tokens/s in all"),
         ("stall_share", "{:.0%} stalled"),
     )
     texts = [

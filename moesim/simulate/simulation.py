@@ -26,6 +26,7 @@ from moesim.progress import Progress
 from moesim.results.metrics import (
     bytes_summary,
     cache_summary,
+    decode_summary,
     latency_summary,
     layer_columns,
     prefix_summary,
@@ -432,6 +433,7 @@ def summarise(outcome: Outcome) -> dict[str, Any]:
         "knows_the_future": ", ".join(knows_the_future(scenario, hindsight=ledger.hindsight)),
         "seed": scenario.seed,
         **throughput_summary(outcome.requests, outcome.now_ns, window),
+        **decode_summary(inside),
         **latency_summary(inside),
         **starvation_summary(inside),
         **cache_summary(window.totals),

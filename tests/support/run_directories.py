@@ -183,7 +183,7 @@ def _requests(
     arrival = np.maximum(0, np.array([t[0] for t in times], int) - rng.integers(5, 80, count) * MS)
     return {
         "request": np.arange(count), "domain": [f"d{i % 3}" for i in range(count)],
-        "arrival_ns": arrival, "scheduled_ns": arrival + 1,
+        "arrival_ns": arrival, "scheduled_ns": arrival + MS,
         "first_token_ns": [t[0] for t in times], "finish_ns": [t[-1] for t in times],
         "prompt_tokens": np.full(count, 32), "output_tokens": np.full(count, tokens),
         "preemptions": np.zeros(count, int), "tiled_rows": np.zeros(count, int),
@@ -213,8 +213,11 @@ def _layers(
 def _latencies(table: dict[str, Any], tokens: int) -> dict[str, float | None]:
     arrival, first = np.array(table["arrival_ns"]), np.array(table["first_token_ns"])
     finish = np.array(table["finish_ns"])
+    begun = np.array(table["scheduled_ns"])
     samples = {
         "ttft": first - arrival,
+        "ttft_queue": begun - arrival,
+        "ttft_service": first - begun,
         "tpot": (finish - first) / (tokens - 1) if tokens > 1 else np.empty(0),
         "itl": np.diff(np.array(table["token_ns"]).reshape(-1, tokens), axis=1).ravel(),
         "e2e": finish - arrival,
@@ -225,6 +228,11 @@ def _latencies(table: dict[str, Any], tokens: int) -> dict[str, float | None]:
         for q in (50, 90, 95, 99):
             value = float(np.percentile(sample, q)) / MS if len(sample) else None
             made[f"{name}_p{q}_ms"] = value
+    speeds = (tokens - 1) * 1e9 / (finish - first) if tokens > 1 else np.empty(0)
+    for q in (50, 10, 5, 1):
+        value = float(np.percentile(speeds, q)) if len(speeds) else None
+        made[f"decode_p{q}_tokens_per_s"] = value
+    made["decode_mean_tokens_per_s"] = float(speeds.mean()) if len(speeds) else None
     return made
 
 

@@ -163,7 +163,7 @@ def test_undefined_metrics_of_a_sweep_are_drawn_as_undefined(tmp_path: Path) -> 
             chart(comparison) for chart in (side_by_side, metrics_against_capacity, latency_cdfs)
         )
         dots.figure.canvas.draw()
-    assert [row[4] for row in dots.rows if row[1] == "TPOT mean"] == pytest.approx(
+    assert [row[4] for row in dots.rows if row[1] == "decode speed"] == pytest.approx(
         [math.nan] * 6, nan_ok=True
     )
     assert lines is not None

@@ -188,7 +188,7 @@ def test_a_swept_number_has_a_line_for_each_policy(trace: Path, tmp_path: Path) 
     chart = metrics_against_number(comparison)
     assert chart is not None
     panel = chart.axes[0][0]
-    assert panel.get_ylabel() == "TPOT mean (ms)"
+    assert panel.get_ylabel() == "decode speed (tokens/s per user)"
     assert panel.get_xlabel() == "largest batch (sequences)"
     lines = {line.get_label(): line for line in panel.get_lines()}
     assert list(lines) == ["copy placement", "cost placement"]
@@ -198,7 +198,7 @@ def test_a_swept_number_has_a_line_for_each_policy(trace: Path, tmp_path: Path) 
         for row in comparison.rows:
             if row.values["placement.policy"] == policy:
                 size = row.values["batching.max_sequences"]
-                assert drawn[size] == row.mean("tpot_mean_ms")
+                assert drawn[size] == row.mean("decode_mean_tokens_per_s")
 
 
 def test_policies_are_compared_at_each_size_of_the_batch(trace: Path, tmp_path: Path) -> None:

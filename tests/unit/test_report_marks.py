@@ -16,7 +16,7 @@ from moesim.report import Comparison, Run, compare_runs, load_run, write_compari
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.lanes import lane_timeline
 from moesim.report.marks import foreseeing, routing_mark, shared_mark
-from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES, run_caption
+from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES, THROUGHPUT, run_caption
 from moesim.report.several import latency_cdfs, side_by_side, stalls_side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import house_style
@@ -176,7 +176,7 @@ def sections(tmp_path: Path) -> Comparison:
 
 def test_what_knows_the_future_is_neither_ranked_nor_the_baseline(sections: Comparison) -> None:
     means, differences = tables(sections)
-    assert dict(zip([row[0].text for row in means.rows], column(means, "throughput (tokens/s)"),
+    assert dict(zip([row[0].text for row in means.rows], column(means, THROUGHPUT.title),
                     strict=True)) == {
         "min cache [knows the future]": ("50", ""),
         "static cache [knows the future]": ("40", ""),
@@ -245,7 +245,7 @@ def test_only_what_has_a_better_direction_by_itself_is_ranked(tmp_path: Path) ->
         for policy, summary in (("lru", slow), ("lfu", fast))
     ]
     means, differences = tables(compare_runs(runs))
-    assert [mark for _, mark in column(means, "throughput (tokens/s)")] == ["", "best"]
+    assert [mark for _, mark in column(means, "throughput (tokens/s in all)")] == ["", "best"]
     for label, unit in (("stalled", "% of step time"), ("copied to GPU", "GiB"),
                         ("late hits", "%"), ("misses", "%")):  # fmt: skip
         assert [mark for _, mark in column(means, f"{label} ({unit})")] == ["", ""]
@@ -255,7 +255,8 @@ def test_only_what_has_a_better_direction_by_itself_is_ranked(tmp_path: Path) ->
 
 def test_every_metric_of_the_headline_has_its_direction() -> None:
     assert {metric.key: metric.better for metric in HEADLINE} == {
-        "output_tokens_per_s": "higher", "ttft_p95_ms": "lower", "tpot_mean_ms": "lower",
+        "decode_mean_tokens_per_s": "higher", "output_tokens_per_s": "higher",
+        "ttft_p95_ms": "lower", "ttft_queue_mean_ms": None, "tpot_mean_ms": "lower",
         "e2e_p95_ms": "lower", "hits": "higher", "late_hits": None, "misses": None,
         "elsewhere": None, "h2d_bytes": None, "disk_bytes": None, "stall_share": None,
     }  # fmt: skip

@@ -14,7 +14,7 @@ from run_directories import run_directory
 
 from moesim.report import compare_runs, load_run, print_summary, write_comparison
 from moesim.report.comparison import Comparison
-from moesim.report.metrics import HITS, Metric, number
+from moesim.report.metrics import HITS, THROUGHPUT, Metric, number
 from moesim.report.statistics import Estimate
 from moesim.report.summary import summary_tables
 from moesim.report.tables import as_json, signs, tables
@@ -55,7 +55,7 @@ def column(table: Table, title: str) -> list[str]:
 
 def test_best_and_worst_are_marked_in_the_direction_of_the_metric(three: Comparison) -> None:
     means = tables(three)[0]
-    assert [cell.split("|")[1] for cell in column(means, "throughput (tokens/s)")] == [
+    assert [cell.split("|")[1] for cell in column(means, THROUGHPUT.title)] == [
         "worst",
         "best",
         "",
@@ -116,10 +116,10 @@ def speeds(folder: Path, by_policy: dict[str, tuple[float, ...]]) -> Comparison:
 def test_the_best_mean_is_marked_only_if_its_lead_is_no_chance(tmp_path: Path) -> None:
     """Paired by seed: a lead of the same size in every seed counts, however seeds scatter."""
     steady = speeds(tmp_path / "a", {"lru": (10.0, 20.0, 31.0), "lfu": (11.0, 22.0, 34.1)})
-    assert column(tables(steady)[0], "throughput (tokens/s)")[0].endswith("|worst")
-    assert column(tables(steady)[0], "throughput (tokens/s)")[1].endswith("|best")
+    assert column(tables(steady)[0], THROUGHPUT.title)[0].endswith("|worst")
+    assert column(tables(steady)[0], THROUGHPUT.title)[1].endswith("|best")
     chance = speeds(tmp_path / "b", {"lru": (10.0, 20.0, 31.0), "lfu": (14.0, 18.0, 30.0)})
-    assert [cell[-1] for cell in column(tables(chance)[0], "throughput (tokens/s)")] == ["|", "|"]
+    assert [cell[-1] for cell in column(tables(chance)[0], THROUGHPUT.title)] == ["|", "|"]
 
 
 def test_of_two_variants_both_are_marked_or_neither(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_of_two_variants_both_are_marked_or_neither(tmp_path: Path) -> None:
     for order, marks in ((["lru", "lfu"], ["best", "worst"]), (["lfu", "lru"], ["", ""])):
         both = speeds(tmp_path / order[0], {name: by_policy[name] for name in order})
         means, differences = tables(both)
-        assert [cell.split("|")[1] for cell in column(means, "throughput (tokens/s)")] == marks
+        assert [cell.split("|")[1] for cell in column(means, THROUGHPUT.title)] == marks
         (mark,) = [cell.split("|")[1] for cell in column(differences, "throughput (%)")]
         assert bool(mark) == bool(marks[0])
 
@@ -136,7 +136,7 @@ def test_of_two_variants_both_are_marked_or_neither(tmp_path: Path) -> None:
 def test_one_seed_marks_the_best_value_and_calls_no_difference_better(tmp_path: Path) -> None:
     single = speeds(tmp_path / "runs", {"lru": (10.0,), "lfu": (12.0,), "fifo": (9.0,)})
     means, differences = tables(single)
-    assert column(means, "throughput (tokens/s)") == ["10|", "12|best", "9|"]
+    assert column(means, THROUGHPUT.title) == ["10|", "12|best", "9|"]
     assert column(differences, "throughput (%)") == ["+20.0|", "-10.0|"]
     write_comparison(single, tmp_path / "out", name="x", command="x", plots=False)
     text = (tmp_path / "out" / "compare.md").read_text()
@@ -234,7 +234,7 @@ def test_a_piped_table_is_plain_and_aligned(three: Comparison) -> None:
     assert "\x1b" not in stream.getvalue()
     ends = {line.index(" ± ") for line in lines}
     assert len(lines) == 3
-    assert max(ends) < header.index("throughput (tokens/s)") + 28
+    assert max(ends) < header.index(THROUGHPUT.title) + 28
 
 
 def test_a_terminal_gets_a_table_with_all_its_numbers(

@@ -42,7 +42,7 @@ def scenario(home: Path, seed: int) -> dict[str, Any]:
 def test_a_result_shows_its_name_its_place_and_a_few_numbers(home: Path) -> None:
     result = run(scenario(home, 0), out=home / "run0")
     throughput = result.summary["output_tokens_per_s"]
-    fragments = ("demo", "3 requests", f"{throughput:.4g} output tokens/s")
+    fragments = ("demo", "3 requests", f"{throughput:.4g} output tokens/s in all")
     check(repr(result).replace(str(home), ""), *fragments, "/run0")
     check(repr(load_run(home / "run0")).replace(str(home), ""), *fragments, "/run0")
 

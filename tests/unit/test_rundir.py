@@ -34,8 +34,9 @@ FILES = {
     "manifest.json",
 }
 COLUMNS = {
-    "requests": "request domain arrival_ns scheduled_ns first_token_ns finish_ns prompt_tokens "
-    "output_tokens preemptions wait_steps pause_steps pause_ns tiled_rows status token_ns",
+    "requests": "request domain arrival_ns scheduled_ns first_token_ns finish_ns queue_ns "
+    "service_ns prompt_tokens output_tokens preemptions wait_steps pause_steps pause_ns tiled_rows "
+    "status token_ns",
     "steps": "step start_ns finish_ns tokens prefill_tokens decode_tokens sequences accesses hits "
     "late_hits misses h2d_bytes stall_ns waves kv_blocks",
     "layers": "layer model_layer events accesses hits late_hits misses tokens token_hits "
@@ -45,11 +46,12 @@ COLUMNS = {
 }
 LATENCIES = [
     f"{name}_{point}_ms"
-    for name in ("ttft", "tpot", "itl", "e2e", "normalised")
+    for name in ("ttft", "ttft_queue", "ttft_service", "tpot", "itl", "e2e", "normalised")
     for point in ("mean", "p50", "p90", "p95", "p99")
 ]
 PROMISED = {"expert_hit_rate", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms"} | {
     "output_tokens_per_s",
+    *(f"decode_{part}_tokens_per_s" for part in ("mean", "p50", "p10", "p5", "p1")),
     "h2d_bytes",
     "stall_share",
 }

@@ -106,7 +106,7 @@ def test_a_condition_is_a_metric_a_sign_and_a_number() -> None:
     ("text", "said"),
     [
         ("decode_tok_s >= 20", "is no number of a run's summary; the nearest are "),
-        ("decode_tok_s >= 20", "output_tokens_per_s"),
+        ("decode_tok_s >= 20", "decode_mean_tokens_per_s"),
         ("tokens_per_sec >= 20", "output_tokens_per_s"),
         ("ttft >= 20", "ttft_mean_ms"),
         ("ttft_p99_ms", "write a metric"),
