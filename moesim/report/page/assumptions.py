@@ -147,13 +147,7 @@ def warnings(run: Run) -> list[str]:
         found.append(
             f"Arrivals limit throughput: for {run.idle_share:.0%} of the time there was no request."
         )
-    if run.value("window_requests") < FEW or run.value("finished") < FEW:
-        requests = min(run.value("window_requests"), run.value("finished"))
-        few = run.text("finished") if requests != requests else f"{requests:.0f}"
-        found.append(
-            f"Only {few} requests are counted: p99 lies between the two slowest, and the tail of "
-            "the distribution is not known."
-        )
+    found.append(_few(run))
     if run.value("tiled_share") > 0:
         found.append(
             f"The trace is short: {run.value('tiled_share'):.1%} of the rows are borrowed from "
@@ -164,6 +158,19 @@ def warnings(run: Run) -> list[str]:
             "Numbers are of a window; bounds, the verdict and tables are of the whole run."
         )
     return [each for each in found if each]
+
+
+def _few(run: Run) -> str:
+    """Return that percentiles rest on few requests; "" where they do not."""
+    counted = run.value("window_requests" if run.windowed else "finished")
+    if not counted < FEW:
+        return ""
+    if counted < 2:
+        return "At most one request is counted, so all its percentiles are the same number."
+    return (
+        f"Only {counted:.0f} requests are counted: p99 lies between the two slowest, and the tail "
+        "of the distribution is not known."
+    )
 
 
 def notes(run: Run) -> list[str]:

@@ -73,7 +73,7 @@ def _verdict(run: Run) -> tuple[str, list[str]]:
     word = run.summary.get("verdict")
     basis = "; ".join(filter(None, (costs(run), error_bar(run))))
     if word is None:
-        return f"No verdict: the run computed no bounds ({basis}).", []
+        return "No verdict: the run computed no bounds.", [basis]
     lead = f"Limited by {NAMED.get(str(word), f'the {word}')}".replace("_", " ")
     reason = run.summary.get("verdict_reason")
     reasons = str(reason).split("; ") if reason else []
