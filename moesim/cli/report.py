@@ -14,6 +14,7 @@ from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.page import page
 from moesim.cli.points import check_writable
+from moesim.cli.what_if import print_what_ifs
 from moesim.errors import UsageError
 from moesim.locks import exclusive
 
@@ -45,13 +46,6 @@ def report(
     html: Annotated[
         bool, typer.Option("--html", help="Write one HTML page that needs no network.")
     ] = False,
-    what_if: Annotated[
-        bool,
-        typer.Option(
-            "--what-if",
-            help="With --html, simulate one run again with a better machine, and show the gains.",
-        ),
-    ] = False,
     baselines: Annotated[
         list[Path] | None,
         typer.Option(
@@ -69,6 +63,14 @@ def report(
     ] = None,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print Markdown for a pull request.")
+    ] = False,
+    what_if: Annotated[
+        bool,
+        typer.Option(
+            "--what-if",
+            help="Simulate one run again with a faster link, more slots, perfect prefetch and a "
+            "faster CPU; with --html a part of the page.",
+        ),
     ] = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
@@ -88,8 +90,6 @@ def report(
     if html and judged:
         raise UsageError("--html writes a page and judges nothing; leave out --baseline, --fail-if "
                          "and --markdown")  # fmt: skip
-    if what_if and not html:
-        raise UsageError("--what-if is a part of the page; add --html")
     if html:
         page(paths, out, what_if=what_if, as_json=as_json)
         return
@@ -97,6 +97,9 @@ def report(
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
     loaded = load_runs(paths)
+    if what_if:
+        print_what_ifs(loaded, as_json=as_json)
+        return
     if len(loaded) == 1:
         _report_one(loaded[0], out, plots=plots, as_json=as_json)
     else:

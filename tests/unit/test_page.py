@@ -24,10 +24,10 @@ from moesim.report.page.comparison_plots import differences, fronts
 from moesim.report.page.parts import MOST_ROWS, Plot
 from moesim.report.page.requests import MOST_REQUESTS
 from moesim.report.page.run_plots import POINTS
-from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
 from moesim.report.summary import summary_tables
 from moesim.report.tables import differences_table, tables
+from moesim.report.what_ifs import sentences, what_if_table
 from moesim.results.what_if import WhatIf, WhatIfs
 from moesim.scenario import load_scenario
 
@@ -299,12 +299,15 @@ def test_a_what_if_shows_its_gain_what_it_needs_or_why_there_is_none(real: Run) 
     )
     text = page_of([real], COMMAND, found)
     cells = [cell.strip() for cell in Outline(text).cells]
-    at = len(cells) - cells[::-1].index("link ×2")  # behind it, in the last table that has it
-    assert cells[at] == f"{number(2 * base['output_tokens_per_s'])} (+100%)"
-    assert {"50 GB/s", "--set hardware.h2d.bandwidth=50GB/s"} <= set(cells)
-    assert "no expert runs on the CPU" in cells
-    assert "simulated again, because moesim has changed" in text
-    assert "--what-if" in str(what_if_panel(None))
+    printed = [cell.text for row in what_if_table(real, found).rows for cell in row]
+    assert f"{number(2 * base['output_tokens_per_s'])} (+100.0 %)" in printed
+    assert set(printed) <= set(cells)
+    assert "--set hardware.h2d.bandwidth=50GB/s" in text
+    assert [sentence for sentence in sentences(found) if sentence[1:] not in text] == []
+
+
+def test_without_what_ifs_the_page_says_which_option_computes_them(page: str) -> None:
+    assert "<code>moesim report RUN --html --what-if</code>" in page
 
 
 def test_without_the_extra_the_message_says_what_to_install(
@@ -328,7 +331,6 @@ def test_the_command_writes_the_page_into_the_folder_of_the_run(real: Run, page:
     ("options", "message"),
     [
         (["--html", "--out", "page.txt"], "ends in .html"),
-        (["--what-if"], "add --html"),
         (["--html", "--fail-if", "ttft_p99_ms > 1ms"], "judges nothing"),
     ],
 )

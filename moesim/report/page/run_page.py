@@ -45,7 +45,7 @@ def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
     sections = [
         Section("headline", "Headline numbers", [_key_facts(run), *_shown("bounds", bounds)]),
         Section("setting", "What was run", [from_table("setup", setup)]),
-        Section("what-if", "What if", what_if_panel(what_if)),
+        Section("what-if", "What if", what_if_panel(run, what_if)),
         Section("time", "Latency and throughput", [Side([*latencies(run), *over_time(run)])]),
         Section("stalls", "Hits and stalls", [*layers(run), Side([*lanes(run)])]),
         Section("occupancy", "Occupancy", [Side([*occupancy(run)])]),

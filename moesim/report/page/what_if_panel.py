@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from moesim.report.metrics import number
+from moesim.report.marks import marked, routing_mark
 from moesim.report.page.charts import EDGE, colors, data, framed
-from moesim.report.page.parts import Block, DataCell, DataTable, Paragraph, Plot, number_cell
-from moesim.results.what_if import WhatIf, WhatIfs
+from moesim.report.page.parts import Block, Code, Hidden, Paragraph, Plot, from_table
+from moesim.report.runs import Run
+from moesim.report.what_ifs import AS_RUN, sentences, what_if_table
+from moesim.results.what_if import WhatIfs
 
 __all__ = ["what_if_panel"]
 
@@ -18,65 +18,29 @@ NOT_COMPUTED: Final = (
     "Not computed. `moesim report RUN --html --what-if` simulates the run again with twice the "
     "link, twice the expert slots, twice the CPU, and a perfect prefetch."
 )
-METRICS: Final = {
-    "output_tokens_per_s": "output tokens/s",
-    "decode_mean_tokens_per_s": "decode tokens/s of one user",
-    "ttft_p95_ms": "TTFT p95 (ms)",
-    "tpot_mean_ms": "TPOT mean (ms)",
-    "e2e_p95_ms": "E2E p95 (ms)",
-    "stall_s": "stalled (s)",
-}
-PLOTTED: Final = "output_tokens_per_s"
+RATE: Final = "output_tokens_per_s"
 
 
-def what_if_panel(found: WhatIfs | None) -> list[Block]:
+def what_if_panel(run: Run, found: WhatIfs | None) -> list[Block]:
     """Return the panel, or a line that says how to compute it."""
     if found is None:
         return [Paragraph(NOT_COMPUTED)]
-    blocks: list[Block] = [Paragraph(note) for note in found.notes]
-    answered = [answer for answer in found.answers if answer.summary is not None]
-    if answered:
-        blocks.append(_plot(found, answered))
-    return [*blocks, _table(found)]
+    table = what_if_table(run, found)
+    table.title = marked(table.title, routing_mark(run))
+    sets = [shlex.join([part for key in each.sets for part in ("--set", key)])
+            for each in found.answers if each.sets]  # fmt: skip
+    keys: list[Block] = [Hidden("The changed keys", [Code("\n".join(sets))])] if sets else []
+    told = [Paragraph(f"{text[:1].upper()}{text[1:]}.") for text in sentences(found)]
+    return [_plot(found), from_table("what-if-table", table), *told, *keys]
 
 
-def _table(found: WhatIfs) -> DataTable:
-    keys = [key for key in METRICS if not math.isnan(_value(found.base, key))]
-    base = [number_cell(_value(found.base, key)) for key in keys]
-    rows = [[DataCell("this run"), *base, *_words("", "")]]
-    for answer in found.answers:
-        if answer.summary is None:
-            cells = [DataCell("") for _ in keys]
-            rows.append([DataCell(answer.title), *cells, *_words(answer.reason, "")])
-            continue
-        cells = [_changed(answer.summary, found.base, key) for key in keys]
-        rows.append([DataCell(answer.title), *cells, *_words(answer.needs, _sets(answer))])
-    heads = ["change", *(METRICS[key] for key in keys), "needs", "keys"]
-    return DataTable("what-if-table", "The run with one change each", heads, rows)
-
-
-def _words(needs: str, sets: str) -> tuple[DataCell, DataCell]:
-    return DataCell(needs, None, "text"), DataCell(sets, None, "text")
-
-
-def _sets(answer: WhatIf) -> str:
-    return shlex.join([part for each in answer.sets for part in ("--set", each)])
-
-
-def _changed(summary: Mapping[str, Any], base: Mapping[str, Any], key: str) -> DataCell:
-    """Return a value with its relative change."""
-    value, before = _value(summary, key), _value(base, key)
-    change = f" ({(value - before) / abs(before):+.0%})" if before and value == value else ""
-    return number_cell(value, digits=number(value) + change)
-
-
-def _plot(found: WhatIfs, answered: list[WhatIf]) -> Plot:
+def _plot(found: WhatIfs) -> Plot:
     import altair as alt
 
-    rows = [("this run", _value(found.base, PLOTTED), "as it is"),
-            *((answer.title, _value(answer.summary or {}, PLOTTED), "changed")
-              for answer in answered)]  # fmt: skip
-    title = METRICS[PLOTTED]
+    runs = [(AS_RUN, found.base), *((each.title, each.summary) for each in found.answers)]
+    rows = [(title, float(summary[RATE]), "as it was" if title == AS_RUN else "changed")
+            for title, summary in runs if summary and summary.get(RATE) is not None]  # fmt: skip
+    title = "output tokens/s"
     chart = (
         alt.Chart(data())
         .mark_bar(stroke=EDGE, strokeWidth=0.5)
@@ -84,7 +48,7 @@ def _plot(found: WhatIfs, answered: list[WhatIf]) -> Plot:
             alt.X("value:Q", title=title),
             alt.Y("change:N", title=None, sort=[row[0] for row in rows]),
             alt.Color("kind:N", legend=None,
-                      scale=colors(["as it is", "changed"], ["#8C8C8C", "#0072B2"])),
+                      scale=colors(["as it was", "changed"], ["#8C8C8C", "#0072B2"])),
             tooltip=[
                 alt.Tooltip("change:N", title="change"),
                 alt.Tooltip("value:Q", title=title, format=",.4~r"),
@@ -94,12 +58,7 @@ def _plot(found: WhatIfs, answered: list[WhatIf]) -> Plot:
     return Plot(
         "plot-what-if", "Throughput with one change each",
         "Bars: output tokens per second of the run and of each changed run.",
-        "Simulated again, each with one change. Changes do not add up.",
+        "Simulated again, each with one change. Gains do not add up.",
         framed(chart), ("change", "value", "kind"), rows, {"change": "change", "value": title},
         rising=("change", 26),
     )  # fmt: skip
-
-
-def _value(summary: Mapping[str, Any], key: str) -> float:
-    value = summary.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,0 +1,40 @@
+"""What `moesim report --what-if` prints: the run simulated again with changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from moesim.cli.output import echo_json
+from moesim.cli.progress import progress
+from moesim.errors import UsageError
+
+if TYPE_CHECKING:
+    from moesim.report import Run
+
+__all__ = ["print_what_ifs"]
+
+
+def print_what_ifs(runs: Sequence[Run], *, as_json: bool) -> None:
+    """Simulate the what-ifs of one run, and print them. Raise UsageError for several runs."""
+    from moesim.report import what_ifs as text
+    from moesim.report.marks import routing_sentence
+    from moesim.report.metrics import run_caption
+    from moesim.report.tabular import write_tables
+    from moesim.simulate.what_if import what_ifs
+
+    if len(runs) != 1:
+        raise UsageError(f"--what-if is about one run, and {len(runs)} are named")
+    (run,) = runs
+    with progress() as show:
+        found = what_ifs(run, show)
+    if as_json:
+        echo_json({"run": str(run.path), "mark": routing_sentence(run), **text.as_json(found)})
+        return
+    typer.echo(f"{run_caption(run)}\n")
+    write_tables([text.what_if_table(run, found)])
+    typer.echo()
+    for sentence in text.sentences(found):
+        typer.echo(f"- {sentence}")
