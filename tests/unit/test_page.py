@@ -235,7 +235,7 @@ def test_names_of_a_run_are_text_and_never_code(tmp_path: Path) -> None:
     for place in range(2):
         run_directory(
             tmp_path / str(place), steps=4, layers=2, requests=3, output_tokens=3,
-            policy=("lru", "lfu")[place], hardware=HOSTILE,
+            policy=("lru", "lfu")[place], hardware=f"{HOSTILE}{place}",
             summary={**names, "notes": [HOSTILE], "caveats": [HOSTILE]},
         )  # fmt: skip
     both = load_runs([tmp_path / "0", tmp_path / "1"])
@@ -255,6 +255,7 @@ def test_long_series_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:
     text = page_of([load_run(path)], COMMAND)
     assert f"the slowest {MOST_REQUESTS} of {MOST_REQUESTS + 100}" in text
     assert f"Curves have {POINTS} points" in text
+    assert len(plots_in(text)["plot-e2e"]["rows"]) == POINTS + 1  # and where the curve starts
     assert "Each point is the mean of about 3 steps" in text
     assert f"{MOST_ROWS} of" in text or "at even steps" in text
     assert len(text) < 2_500_000

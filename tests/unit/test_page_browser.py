@@ -90,7 +90,10 @@ def rows_of(driver: Any, plot: str) -> list[dict[str, Any]]:
     """Return the data of a plot that the page holds."""
     text = driver.execute_script("return document.getElementById('plots').textContent")
     found = json.loads(text)[plot]
-    return [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    rows = [dict(zip(found["fields"], row, strict=True)) for row in found["rows"]]
+    levels = found["levels"]
+    return [{key: levels[key][value] if key in levels else value for key, value in row.items()}
+            for row in rows]  # fmt: skip
 
 
 @pytest.mark.parametrize("width", [1280, 400])
@@ -218,6 +221,23 @@ def test_the_first_tab_stop_skips_to_the_results(driver: Any, one: Path) -> None
     assert focused.rect["x"] >= 0
     ActionChains(driver).send_keys(Keys.ENTER).perform()
     assert driver.switch_to.active_element.get_attribute("id") == "main"
+
+
+def test_a_printed_page_cuts_no_table_and_shows_no_control(driver: Any, one: Path) -> None:
+    open_page(driver, one)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    script = """
+        const shown = (selector) => [...document.querySelectorAll(selector)].filter(
+          (each) => each.getClientRects().length > 0);
+        const cut = [...document.querySelectorAll(".scroll")].filter(
+          (each) => getComputedStyle(each).overflowX !== "visible");
+        return [shown("nav, .filter, .choices, details.data").length, cut.length,
+                shown("figure svg").length];
+    """
+    hidden, cut, plots = driver.execute_script(script)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert (hidden, cut) == (0, 0)
+    assert plots > 4
 
 
 def test_printing_unfolds_what_is_folded(driver: Any, one: Path) -> None:

@@ -38,6 +38,13 @@ def _short(setting: str) -> str:
     return setting or EVERY
 
 
+def _defined(comparison: Comparison) -> list[Metric]:
+    """Return the headline metrics that any row defines; older runs lack some."""
+    rows = comparison.rows
+    return [metric for metric in comparison.headline
+            if any(row.estimate(metric).defined for row in rows)]  # fmt: skip
+
+
 def _choice(field: str, label: str, options: Sequence[str]) -> tuple[Choice, ...]:
     return (Choice(field, label, tuple(options)),)
 
@@ -48,7 +55,8 @@ def differences(comparison: Comparison) -> Plot | None:
 
     if len(comparison.variants) < 2:
         return None
-    metrics = comparison.metrics
+    metrics = [metric for metric in comparison.metrics
+               if any(row.estimate(metric).defined for row in comparison.rows)]  # fmt: skip
     titles = {metric: f"{metric.label} ({'points' if metric.is_share else '%'})"
               for metric in metrics}  # fmt: skip
     each = sum(len(comparison.within(s)) for s in comparison.settings) * len(metrics)
@@ -153,15 +161,16 @@ def heat_map(comparison: Comparison) -> Plot | None:
         return None
     facets = comparison.facets if by_size else [""]
     rows = []
-    for metric in comparison.headline:
+    for metric in _defined(comparison):
         for facet in facets:
             chosen = [row for row in comparison.rows if not by_size or row.facet == facet]
             shades = _shades(chosen, metric)
             for row, shade in zip(chosen, shades, strict=True):
                 value = row.estimate(metric)
                 where = row.capacity if by_size else row.setting
+                texts = metric.text(value), number(value.mean)
                 rows.append((metric.title, _short(facet), row.label, where, value.mean, shade,
-                             metric.text(value), number(value.mean)))  # fmt: skip
+                             *texts, _ink(shade)))  # fmt: skip
     labels = list(dict.fromkeys(row[2] for row in rows))
     base = alt.Chart(data()).encode(
         alt.X("where:N", title=None, sort=across, axis=alt.Axis(labelAngle=-35, labelLimit=220)),
@@ -179,7 +188,7 @@ def heat_map(comparison: Comparison) -> Plot | None:
     )
     texts = base.mark_text(fontSize=11).encode(
         alt.Text("short:N"),
-        color=alt.condition("datum.shade > 0.55", alt.value("white"), alt.value("black")),
+        color=alt.Color("ink:N", scale=None),
     )
     kind = "expert slots" if by_size else "settings"
     return Plot(
@@ -187,13 +196,20 @@ def heat_map(comparison: Comparison) -> Plot | None:
         f"Heat map: a metric of each variant, by {kind}.",
         "The darker, the better. Where neither more nor less is always better, the darker, the "
         "more. Cells hold means over seeds; the tooltip and the table have the intervals.",
-        framed(alt.layer(cells, texts)),
-        ("metric", "facet", "variant", "where", "mean", "shade", "text", "short"), rows,
+        framed(alt.layer(cells, texts).resolve_scale(color="independent")),
+        ("metric", "facet", "variant", "where", "mean", "shade", "text", "short", "ink"), rows,
         {"variant": "variant", "where": "at", "text": "value"},
-        (*_choice("metric", "Metric", [metric.title for metric in comparison.headline]),
+        (*_choice("metric", "Metric", [metric.title for metric in _defined(comparison)]),
          *_choice("facet", "Setting", [_short(facet) for facet in facets])),
         rising=("variant", 28),
     )  # fmt: skip
+
+
+def _ink(shade: float | None) -> str:
+    """Return the colour of a text on a cell; grey where the cell has no colour."""
+    if shade is None:
+        return "gray"
+    return "white" if shade > 0.55 else "black"
 
 
 def _shades(rows: Sequence[Row], metric: Metric) -> list[float | None]:

@@ -108,11 +108,25 @@ class Plot:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """Return what the script of the page needs, ready for JSON."""
+        """Return what the script of the page needs, ready for JSON.
+
+        A text stands once among the levels of its field, and its rows hold its place there.
+        """
+        levels = {field: _levels(self.rows, place) for place, field in enumerate(self.fields)}
+        places = [
+            {text: place for place, text in enumerate(levels[field])} for field in self.fields
+        ]
         return {
             "spec": self.spec,
             "fields": self.fields,
-            "rows": [[_plain(value) for value in row] for row in self.rows],
+            "levels": {field: texts for field, texts in levels.items() if texts},
+            "rows": [
+                [
+                    of.get(value) if of else _plain(value)
+                    for of, value in zip(places, row, strict=True)
+                ]
+                for row in self.rows
+            ],
             "columns": list(self.columns),
             "choices": {choice.field: choice.first for choice in self.choices},
             "longest": self.longest_label,
@@ -217,6 +231,12 @@ def _printed(cell: Cell, words: str) -> DataCell:
 def _cell(value: Any) -> DataCell:
     numeric = isinstance(value, int | float) and not isinstance(value, bool)
     return DataCell(text(value), float(value) if numeric and value == value else None)
+
+
+def _levels(rows: Sequence[tuple[Any, ...]], place: int) -> list[str]:
+    """Return the different values of a field, if all are text; [] otherwise."""
+    values = dict.fromkeys(row[place] for row in rows)
+    return list(values) if all(isinstance(value, str) for value in values) else []
 
 
 def _plain(value: Any) -> Any:

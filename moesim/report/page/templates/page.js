@@ -134,7 +134,9 @@
   }
 
   function rowsOf(plot, choices) {
-    const rows = plot.rows.map((row) => Object.fromEntries(plot.fields.map((f, i) => [f, row[i]])));
+    const value = (field, given) => (field in plot.levels ? plot.levels[field][given] : given);
+    const rows = plot.rows.map((row) =>
+      Object.fromEntries(plot.fields.map((field, i) => [field, value(field, row[i])])));
     return rows.filter((row) => Object.keys(plot.choices).every((field) => String(row[field]) === choices[field]));
   }
 
