@@ -72,6 +72,13 @@ def report(
             "faster CPU; with --html a part of the page.",
         ),
     ] = False,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json[.gz]",
+            help="Write one run as a timeline that ui.perfetto.dev loads.",
+        ),
+    ] = None,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -97,6 +104,9 @@ def report(
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
     loaded = load_runs(paths)
+    if perfetto is not None:
+        _write_perfetto(loaded, perfetto, as_json=as_json)
+        return
     if what_if:
         print_what_ifs(loaded, as_json=as_json)
         return
@@ -104,6 +114,20 @@ def report(
         _report_one(loaded[0], out, plots=plots, as_json=as_json)
     else:
         _report_several(loaded, paths, out, plots=plots, as_json=as_json)
+
+
+def _write_perfetto(runs: Sequence[Run], file: Path, *, as_json: bool) -> None:
+    """Write the timeline of one run. Raise UsageError for several runs."""
+    from moesim.report.perfetto import write_perfetto
+
+    if len(runs) != 1:
+        raise UsageError(f"--perfetto is about one run, and {len(runs)} are named")
+    written = write_perfetto(runs[0], file)
+    if as_json:
+        echo_json({"out": str(file), "works": written.works, "lanes": written.steps})
+        return
+    typer.echo(f"lanes: {written.steps} ({written.works:,} works); requests and counters: all")
+    typer.echo(str(file))
 
 
 def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_directories import run_directory
 from typer.testing import CliRunner, Result
+from workloads import tiny_scenario, tiny_trace
 
 from moesim.cli import app
 from moesim.errors import ThresholdError, UsageError
@@ -22,6 +23,8 @@ from moesim.report.gate.paired import change_of
 from moesim.report.gate.samples import RequestPairs, Sample
 from moesim.report.runs import Run
 from moesim.report.statistics import difference
+from moesim.results.metric_names import METRICS
+from moesim.simulate import run as simulate
 
 LATENCIES = ("ttft", "tpot", "itl", "e2e")
 
@@ -134,6 +137,26 @@ def test_a_weighted_statistic_is_that_of_the_drawn_values() -> None:
             expected = drawn.mean() if percentile is None else np.percentile(drawn, percentile)
             assert sample.statistic(counts) == pytest.approx(expected, rel=1e-12)
     assert math.isnan(Sample(values[:0], owners[:0], 12, 50.0).of_all)
+
+
+def test_samples_give_every_number_of_requests_in_the_summary_of_a_real_run(
+    tmp_path: Path,
+) -> None:
+    trace = tiny_trace(requests=12, prompt_tokens=4, output_tokens=5)
+    trace.save(tmp_path / "trace")
+    metrics = {"window": {"skip_requests": 1, "last": 1}}
+    batching = {"max_sequences": 4}
+    scenario = tiny_scenario(trace=str(tmp_path / "trace"), metrics=metrics, batching=batching)
+    simulate(scenario, out=tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    pairs = RequestPairs(run, run)
+    wanted = ("_mean_ms", "_p50_ms", "_p99_ms", "decode_")
+    named = [name for name in METRICS if name.startswith(wanted[3:]) or name.endswith(wanted[:3])]
+    assert len(named) > 20
+    for name in named:
+        samples = pairs.samples(name)
+        assert not isinstance(samples, str), samples
+        assert samples[0].of_all == pytest.approx(run.value(name))
 
 
 @pytest.mark.parametrize("latency", LATENCIES)

@@ -19,8 +19,8 @@ from moesim.report.statistics import estimate
 __all__ = ["HEADLINES", "Check", "Judgement", "judge"]
 
 HEADLINES: Final = (
-    "output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms", "on_time_hit_rate",
-    "late_hit_rate", "h2d_bytes", "stall_share",
+    "decode_mean_tokens_per_s", "output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms",
+    "on_time_hit_rate", "late_hit_rate", "h2d_bytes", "stall_share",
 )  # fmt: skip
 """The metrics whose changes are shown also without a threshold."""
 

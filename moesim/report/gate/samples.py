@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["RequestPairs", "Sample"]
 
 _MS: Final = 1e6
-_METRIC: Final = re.compile(r"(ttft|tpot|itl|e2e|normalised)_(mean|p\d+)_ms")
+_S: Final = 1e9
+_METRIC: Final = re.compile(
+    r"(ttft|ttft_queue|ttft_service|tpot|itl|e2e|normalised)_(mean|p\d+)_ms"
+    r"|(decode)_(mean|p\d+)_tokens_per_s"
+)
 _COLUMNS: Final = (
-    "request", "arrival_ns", "first_token_ns", "finish_ns", "prompt_tokens", "output_tokens",
-    "token_ns",
+    "request", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "prompt_tokens",
+    "output_tokens", "token_ns",
 )  # fmt: skip
 _SAME: Final = ("prompt_tokens", "output_tokens")
 """What makes a request the same one in two runs. Arrivals of closed clients depend on the run."""
@@ -29,7 +33,7 @@ _SAME: Final = ("prompt_tokens", "output_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Values of a latency in ms, ascending, each with the place of its request.
+    """Values of a latency in ms, or of a speed, ascending, each with the place of its request.
 
     `percentile` is what the metric takes of them, None for the mean. `requests` is their number,
     also of those without a value.
@@ -90,8 +94,9 @@ class RequestPairs:
             return f"{metric} is one number of a whole run, not of its requests; give several seeds"
         if not self._same():
             return "the requests that finished, or were counted, differ between the runs"
-        percentile = None if match[2] == "mean" else float(match[2][1:])
-        after, before = (_sample(match[1], table, percentile) for table in self._tables)
+        name, statistic = (part for part in match.groups() if part is not None)
+        percentile = None if statistic == "mean" else float(statistic[1:])
+        after, before = (_sample(name, table, percentile) for table in self._tables)
         for sample, run in zip((after, before), self._runs, strict=True):
             # The summary decides. An interval of other values than its own would mislead.
             if not math.isclose(sample.of_all, run.value(metric), rel_tol=1e-9, abs_tol=1e-9):
@@ -116,23 +121,32 @@ def _counted(run: Run) -> dict[str, Any]:
     return {key: column[kept] for key, column in table.items()}
 
 
-def _sample(latency: str, table: dict[str, Any], percentile: float | None) -> Sample:
+def _sample(name: str, table: dict[str, Any], percentile: float | None) -> Sample:
     import numpy as np
 
-    arrival, first, finish, tokens = (
+    arrival, scheduled, first, finish, tokens = (
         table[key].astype(np.int64)
-        for key in ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens")
+        for key in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "output_tokens")
     )
     owners = np.arange(len(arrival))
-    if latency == "itl":
+    if name == "itl":
         gaps = [np.diff(np.asarray(times, np.int64)) for times in table["token_ns"]]
         owners = np.repeat(owners, [len(each) for each in gaps])
-        values = np.concatenate([np.empty(0), *gaps])
-    elif latency == "tpot":
+        values = np.concatenate([np.empty(0), *gaps]) / _MS
+    elif name == "tpot":
         owners = np.flatnonzero(tokens > 1)
-        values = (finish - first)[owners] / (tokens[owners] - 1)
+        values = ((finish - first)[owners] / (tokens[owners] - 1)) / _MS
+    elif name == "decode":
+        owners = np.flatnonzero(finish > first)
+        values = (tokens[owners] - 1) * _S / (finish - first)[owners]
     else:
-        until = first if latency == "ttft" else finish
-        values = (until - arrival) / (tokens if latency == "normalised" else 1)
+        spans = {
+            "ttft": first - arrival,
+            "ttft_queue": scheduled - arrival,
+            "ttft_service": first - scheduled,
+            "e2e": finish - arrival,
+            "normalised": (finish - arrival) / tokens,
+        }
+        values = spans[name] / _MS
     order = np.argsort(values, kind="stable")
-    return Sample(values[order] / _MS, owners[order], len(arrival), percentile)
+    return Sample(values[order], owners[order], len(arrival), percentile)
