@@ -94,9 +94,11 @@ def report(
 
     paths = runs or []
     judged = baselines or fail_if or as_markdown
-    if html and judged:
-        raise UsageError("--html writes a page and judges nothing; leave out --baseline, --fail-if "
-                         "and --markdown")  # fmt: skip
+    if html and (judged or perfetto):
+        raise UsageError(
+            "--html writes a page and nothing else; leave out --baseline, --fail-if, --markdown "
+            "and --perfetto"
+        )
     if html:
         page(paths, out, what_if=what_if, as_json=as_json)
         return

@@ -9,7 +9,7 @@ import pytest
 
 import moesim
 
-HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow")
+HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow", "altair", "jinja2")
 
 
 @pytest.mark.parametrize("name", moesim.__all__)

@@ -332,7 +332,7 @@ def test_the_command_writes_the_page_into_the_folder_of_the_run(real: Run, page:
     ("options", "message"),
     [
         (["--html", "--out", "page.txt"], "ends in .html"),
-        (["--html", "--fail-if", "ttft_p99_ms > 1ms"], "judges nothing"),
+        (["--html", "--fail-if", "ttft_p99_ms > 1ms"], "a page and nothing else"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
