@@ -149,7 +149,7 @@
 
   async function draw(figure) {
     const plot = plots[figure.dataset.plot];
-    const target = figure.querySelector(".plot");
+    const target = figure.querySelector(".canvas");
     const choices = chosen(figure);
     const rows = rowsOf(plot, choices);
     drawn.get(figure)?.finalize();
