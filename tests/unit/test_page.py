@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from paths import ROOT
 from run_directories import run_directory
@@ -259,6 +260,19 @@ def test_long_series_are_thinned_and_the_page_says_so(tmp_path: Path) -> None:
     assert "Each point is the mean of about 3 steps" in text
     assert f"{MOST_ROWS} of" in text or "at even steps" in text
     assert len(text) < 2_500_000
+
+
+def test_experts_in_gpu_memory_are_drawn_where_a_run_counted_them(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", steps=4, layers=2, requests=3, output_tokens=3)
+    counted = [3, 4, 4, 2]
+    steps = pq.read_table(path / "steps.parquet")
+    if "residents" in steps.column_names:
+        steps = steps.drop_columns(["residents"])
+        pq.write_table(steps, path / "steps.parquet")
+    assert "plot-experts" not in plots_in(page_of([load_run(path)], COMMAND))
+    pq.write_table(steps.append_column("residents", [counted]), path / "steps.parquet")
+    plot = plots_in(page_of([load_run(path)], COMMAND))["plot-experts"]
+    assert [row[plot["fields"].index("mean")] for row in plot["rows"]] == counted
 
 
 def test_a_synthetic_trace_is_named_at_the_title_and_in_the_warnings(tmp_path: Path) -> None:

@@ -337,35 +337,42 @@ def _bars(
 
 
 def occupancy(run: Run) -> Iterator[Plot]:
-    """Yield running and waiting requests, and KV blocks, over the steps of the whole run."""
+    """Yield requests, KV blocks and resident experts over the steps of the whole run."""
     import numpy as np
 
-    columns = ("start_ns", "finish_ns", "sequences", "kv_blocks")
-    table = run.table("steps", columns)
-    start, finish, sequences, blocks = (table[key].astype(np.float64) for key in columns)
+    optional = {"residents"} & set(run.arrow("steps").column_names)  # older runs lack it
+    table = run.table("steps", ["start_ns", "finish_ns", "sequences", "kv_blocks", *optional])
+    known = {name: values.astype(np.float64) for name, values in table.items()}
+    start, finish = known["start_ns"], known["finish_ns"]
     if not len(start):
         return
-    waiting = _waiting(run, start)
     groups = np.array_split(np.arange(len(start)), min(POINTS, len(start)))
-    merged = len(start) > POINTS
-    rows = []
-    for group in groups:
-        ends = (start[group[0]] / 1e9, finish[group[-1]] / 1e9)
-        for line, series in (("running", sequences), ("waiting", waiting)):
-            part = series[group]
-            rows.append(("requests", line, *ends, float(part.mean()), float(part.max())))
-        part = blocks[group]
-        rows.append(("KV blocks", "KV blocks", *ends, float(part.mean()), float(part.max())))
-    note = f" Each point is the mean of about {len(start) / len(groups):.0f} steps." * merged
-    for quantity, title, labels, looks, caption in (
-        ("requests", "Requests in each step", ["running", "waiting"], [BLUE, ORANGE],
-         "Requests that a step serves, and requests that have arrived and wait for their first "
-         "step."),
-        ("KV blocks", "KV blocks in use", ["KV blocks"], [GREEN],
-         f"KV blocks held in each step; the peak is {run.text('peak_kv_blocks')}."),
+    note = f" Each point is the mean of about {len(start) / len(groups):.0f} steps."
+    note *= len(start) > POINTS
+    peak = f"KV blocks held in each step; the peak is {run.text('peak_kv_blocks')}."
+    slots = f"Experts with a slot when a step ends, of {run.text('cache_slots')} slots."
+    batch = {"running": (known["sequences"], BLUE), "waiting": (_waiting(run, start), ORANGE)}
+    for quantity, title, series, caption in (
+        ("requests", "Requests in each step", batch, _BATCH),
+        ("KV blocks", "KV blocks in use", {"KV blocks": (known["kv_blocks"], GREEN)}, peak),
+        ("experts", "Experts in GPU memory",
+         {"experts": (known["residents"], BLUE)} if "residents" in known else {}, slots),
     ):  # fmt: skip
-        chosen = [row[1:] for row in rows if row[0] == quantity]
-        yield _series(quantity, title, labels, looks, caption + note, chosen)
+        rows = [
+            (line, start[group[0]] / 1e9, finish[group[-1]] / 1e9, part.mean(), part.max())
+            for line, (values, _) in series.items()
+            for group in groups
+            for part in [values[group]]
+        ]
+        plain = [(line, *map(float, numbers)) for line, *numbers in rows]
+        looks = [look for _, look in series.values()]
+        if plain:
+            yield _series(quantity, title, list(series), looks, caption + note, plain)
+
+
+_BATCH: Final = (
+    "Requests that a step serves, and requests that have arrived and wait for their first step."
+)
 
 
 def _waiting(run: Run, starts: Numbers) -> Numbers:
