@@ -21,10 +21,11 @@ from moesim.errors import MissingExtra
 from moesim.report import compare_runs, load_run, load_runs
 from moesim.report.metrics import number
 from moesim.report.page import extra, page_of
-from moesim.report.page.comparison_plots import differences, fronts
+from moesim.report.page.charts import POINTS
+from moesim.report.page.differences import differences
+from moesim.report.page.fronts import fronts
 from moesim.report.page.parts import MOST_ROWS, Plot
 from moesim.report.page.requests import MOST_REQUESTS
-from moesim.report.page.run_plots import POINTS
 from moesim.report.runs import Run
 from moesim.report.summary import summary_tables
 from moesim.report.tables import differences_table, tables

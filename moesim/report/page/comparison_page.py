@@ -7,9 +7,12 @@ from collections import Counter
 from moesim.report.comparison import Comparison
 from moesim.report.marks import foresight_sentence, routing_sentence, shared_sentence
 from moesim.report.page.assumptions import assumptions, warnings
-from moesim.report.page.comparison_plots import differences, fronts, heat_map, lines, stalls
 from moesim.report.page.comparison_tables import leaders, points_table, runs_table, varied_table
+from moesim.report.page.differences import differences
+from moesim.report.page.fronts import fronts
+from moesim.report.page.heat_map import heat_map
 from moesim.report.page.parts import Block, Code, Page, Paragraph, Plot, Section
+from moesim.report.page.swept_plots import lines, stalls
 from moesim.report.tables import legend
 
 __all__ = ["comparison_page"]

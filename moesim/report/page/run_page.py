@@ -12,6 +12,9 @@ from moesim.inputs import read_bytes
 from moesim.report.marks import routing_mark
 from moesim.report.metrics import HITS, LATE_HITS, MISSES, costs, error_bar, number
 from moesim.report.page.assumptions import assumptions, notes, warnings
+from moesim.report.page.latency_plots import latencies, over_time
+from moesim.report.page.layer_plots import lanes, layers
+from moesim.report.page.occupancy import occupancy
 from moesim.report.page.parts import (
     Block,
     Code,
@@ -24,7 +27,6 @@ from moesim.report.page.parts import (
     from_table,
 )
 from moesim.report.page.requests import layer_table, request_table, slowest
-from moesim.report.page.run_plots import lanes, latencies, layers, occupancy, over_time
 from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
 from moesim.report.summary import summary_tables
