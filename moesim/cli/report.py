@@ -12,6 +12,7 @@ import typer
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
+from moesim.cli.page import page
 from moesim.cli.points import check_writable
 from moesim.cli.progress import progress
 from moesim.cli.what_if import print_what_ifs
@@ -39,9 +40,13 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The folder to write into (default: the folder read; runs/report if several)."
+            help="The folder to write into (default: the folder read; runs/report if several); "
+            "with --html the file, which ends in .html."
         ),
     ] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Write one HTML page that needs no network.")
+    ] = False,
     baselines: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,7 +70,7 @@ def report(
         typer.Option(
             "--what-if",
             help="Simulate one run again with a faster link, more slots, perfect prefetch and a "
-            "faster CPU.",
+            "faster CPU; with --html a part of the page.",
         ),
     ] = False,
     perfetto: Annotated[
@@ -83,13 +88,28 @@ def report(
     One run is summarised; several are compared. The figures of one run are drawn into its own
     folder, unless --out names another. The last line printed is the folder written to.
 
-    With --baseline or --fail-if, runs are judged instead, and nothing is written.
+    With --html, one page is written instead, report.html in that folder. With --baseline or
+    --fail-if, runs are judged instead, and nothing is written.
     """
     with progress("reading the runs"):
         from moesim.report import load_runs
 
-        paths = runs or []
-    if baselines or fail_if or as_markdown:
+    paths = runs or []
+    judged = baselines or fail_if or as_markdown
+    if html and (judged or perfetto):
+        raise UsageError(
+            "--html writes a page and nothing else; leave out --baseline, --fail-if, --markdown "
+            "and --perfetto"
+        )
+    if html:
+        page(paths, out, what_if=what_if, as_json=as_json)
+        return
+    if out is not None and (judged or perfetto or what_if):
+        raise UsageError(
+            "--out names a folder of figures, or a page with --html; leave it out with --baseline, "
+            "--fail-if, --markdown, --what-if and --perfetto, which write no figures"
+        )
+    if judged:
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return
     with progress("reading the runs"):

@@ -14,7 +14,7 @@ from moesim.config.units import format_bytes
 from moesim.doctor.check import Check
 
 if TYPE_CHECKING:
-    from moesim.advise.detect import Found
+    from moesim.advice.detect import Found
 
 __all__ = ["machine_checks", "numba_check", "terminal_check", "torch_check", "writable_check"]
 
@@ -25,8 +25,8 @@ _DRAWN: Final = "│▇─×→"  # what tables and progress bars may hold
 
 def machine_checks(found: Found | None = None) -> list[Check]:
     """Return the checks of the processor, memory and graphics card, and what to name for them."""
-    from moesim.advise.detect import detect
-    from moesim.advise.this_machine import described
+    from moesim.advice.detect import detect
+    from moesim.advice.this_machine import described
 
     found = detect() if found is None else found
     here = described(found)

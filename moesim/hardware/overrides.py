@@ -21,7 +21,8 @@ from moesim.config.validation import Strict
 if TYPE_CHECKING:
     from moesim.hardware.hardware import Hardware
 
-__all__ = ["DiskOverrides", "HardwareOverrides", "LinkOverrides", "faster_link", "spelled_figures"]
+__all__ = ["DiskOverrides", "HardwareOverrides", "LinkOverrides", "faster_link"]
+__all__ += ["spelled_figure", "spelled_figures"]
 
 
 class LinkOverrides(Strict):
@@ -158,8 +159,13 @@ def spelled_figures(figures: Mapping[str, Any], *, without: Collection[str] = ()
         for key, value in (inner.items() if isinstance(inner, Mapping) else [("", inner)])
     }
     return ", ".join(
-        f"{key} {_spelling(key)(flat[key])}" for key in sorted(flat.keys() - set(without))
+        f"{key} {spelled_figure(key, flat[key])}" for key in sorted(flat.keys() - set(without))
     )
+
+
+def spelled_figure(key: str, value: Any) -> str:
+    """Return one figure in base units as text, by its dotted key: `20us` for `h2d.latency`."""
+    return _spelling(key)(value)
 
 
 def _spelling(key: str) -> Callable[[Any], str]:

@@ -3,7 +3,7 @@
 A report reads run directories, or results in memory, and nothing else. So it can be made again
 without simulating.
 `redundancy` and `locality` report what `moesim.trace` measures of a trace's routing. Only this
-package imports matplotlib, and only to draw.
+package imports matplotlib, and only `page` imports Altair and Jinja2, when they are used.
 """
 
 from moesim.report.comparison import Comparison, compare_runs

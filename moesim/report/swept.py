@@ -21,7 +21,7 @@ from moesim.report.style import Style, styles_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Swept", "metrics_against_number", "swept_number"]
+__all__ = ["Swept", "lines_of", "metrics_against_number", "swept_number"]
 
 FEWEST: Final = 3
 """The fewest different numbers that make a line worth drawing."""
@@ -75,7 +75,7 @@ def metrics_against_number(comparison: Comparison) -> Chart | None:
     swept = swept_number(comparison)
     if swept is None:
         return None
-    lines = _lines(comparison, swept)
+    lines = lines_of(comparison, swept)
     every = list(dict.fromkeys(facet for facet, _ in lines))
     facets = every[:MOST_SETTINGS]
     metrics = [_metric(comparison, key) for key in METRICS]
@@ -108,7 +108,7 @@ def metrics_against_number(comparison: Comparison) -> Chart | None:
 Points = list[tuple[float, Row]]
 
 
-def _lines(comparison: Comparison, swept: Swept) -> dict[tuple[str, str], Points]:
+def lines_of(comparison: Comparison, swept: Swept) -> dict[tuple[str, str], Points]:
     """Return the rows of each line with their numbers ascending, by facet and line."""
     lines: dict[tuple[str, str], Points] = {}
     facet_keys = [key for key in comparison.setting_keys if key not in comparison.policy_keys]

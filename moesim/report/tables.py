@@ -20,7 +20,8 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
 
-__all__ = ["as_json", "as_markdown", "legend", "signs", "tables", "write_csvs"]
+__all__ = ["as_json", "as_markdown", "differences_table", "legend", "means_table"]
+__all__ += ["paired_change", "signs", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
@@ -45,9 +46,9 @@ def tables(comparison: Comparison) -> list[Table]:
     for setting in comparison.settings:
         rows = comparison.within(setting)
         mark = comparison.mark(rows)
-        result.append(_means(marked(setting, mark), rows, comparison.headline))
+        result.append(means_table(marked(setting, mark), rows, comparison.headline))
         if len(rows) > 1:
-            result.append(_differences(marked(setting, mark), rows, comparison.metrics))
+            result.append(differences_table(marked(setting, mark), rows, comparison.metrics))
     return result
 
 
@@ -181,7 +182,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _means(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
+def means_table(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -> Table:
+    """Return the means of rows of one setting, with the best and worst of each column marked."""
     # Without bounds (`bounds: false`), a column of "undefined" would say nothing.
     bounded = any(not math.isnan(limit(row, HIT_LIMITS[MIN_BOUND])) for row in rows)
     # Each row is measured against its own run without prefetch, so differences say nothing.
@@ -242,11 +244,12 @@ def _marks(rows: Sequence[Row], metric: Metric) -> list[str]:
 
 def _resolved(row: Row, other: Row, metric: Metric) -> bool:
     """Return whether the difference of two rows has an interval that excludes zero."""
-    change = _change(row, other, metric)
+    change = paired_change(row, other, metric)
     return change.half is not None and abs(change.mean) > change.half
 
 
-def _differences(setting: str, rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
+def differences_table(setting: str, rows: Sequence[Row], metrics: Sequence[Metric]) -> Table:
+    """Return the differences of rows of one setting to the first that is ranked."""
     # A bound as baseline would show every policy as a loss.
     base = next((row for row in rows if not row.knows_the_future), rows[0])
     title = f"Difference to {base.label}" + (f": {setting}" if setting else "")
@@ -262,7 +265,7 @@ def _differences(setting: str, rows: Sequence[Row], metrics: Sequence[Metric]) -
 
 def _difference(row: Row, base: Row, metric: Metric) -> Cell:
     """Return a cell like "+4.2 ± 0.8", marked "better" or "worse" where zero is excluded."""
-    change = _change(row, base, metric)
+    change = paired_change(row, base, metric)
     if not change.defined:
         return Cell(UNDEFINED)
     if change.mean == 0 and not change.half:
@@ -275,7 +278,7 @@ def _difference(row: Row, base: Row, metric: Metric) -> Cell:
     return Cell(f"{change.mean * scale:+.1f}{half}", mark)
 
 
-def _change(row: Row, base: Row, metric: Metric) -> Estimate:
+def paired_change(row: Row, base: Row, metric: Metric) -> Estimate:
     """Return the difference of a metric to another row: in points for shares, else relative.
 
     Runs are paired by seed, so that the workload cancels.

@@ -18,8 +18,8 @@ from paths import ROOT
 from typer.testing import CliRunner, Result
 from workloads import tiny_trace
 
-from moesim.advise.cards import FoundCard
-from moesim.advise.detect import Found
+from moesim.advice.cards import FoundCard
+from moesim.advice.detect import Found
 from moesim.cli import app
 from moesim.doctor import Check, machine, packages, worst
 from moesim.doctor.doctor import _guarded

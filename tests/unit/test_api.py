@@ -21,7 +21,7 @@ from workloads import tiny_scenario, tiny_trace
 import moesim
 from moesim.errors import DamagedRun, ScenarioError, UsageError
 
-HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow")
+HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow", "altair", "jinja2")
 LONGEST = 200
 
 

@@ -1,0 +1,178 @@
+"""What a run rests on: every figure with its kind and its source, and what to be careful about.
+
+The origins of figures are in the profiles, the trace and the shape that the scenario names. A run
+directory holds none of them, so they are read as they are now; what cannot be read is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from moesim import __version__
+from moesim.errors import MoesimError
+from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
+from moesim.report.metrics import number
+from moesim.report.page.parts import DataCell, DataTable, Paragraph
+from moesim.report.runs import Run
+
+if TYPE_CHECKING:
+    from moesim.scenario import Scenario
+
+__all__ = ["KINDS", "assumptions", "notes", "warnings"]
+
+KINDS: Final = (
+    "Measured: timed on the machine itself. Fitted: chosen so that simulations match published "
+    "throughputs. Assumed: from a datasheet, by reasoning, or set by the scenario. Recorded: a "
+    "model's own routing. Simulated: computed by this run from all of these. Every time, rate and "
+    "share of this page is simulated."
+)
+FEW: Final = 100
+"""Below this number of requests, p99 lies between the two slowest of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    of: str
+    name: str
+    value: str
+    kind: str
+    source: str
+
+
+def assumptions(run: Run) -> list[DataTable | Paragraph]:
+    """Return the table of a run's figures, and what could not be read."""
+    figures, unread = [], []
+    for reader in (_trace, _sizes, _hardware, _engine):
+        try:
+            figures += list(reader(run))
+        except (MoesimError, OSError) as error:
+            unread.append(str(error).splitlines()[0])
+    figures.append(_Figure("results", "all times, rates and shares", "this page", "simulated",
+                           "moesim, from the figures above"))  # fmt: skip
+    rows = [
+        [DataCell(each.name), *(DataCell(told, mark="text") for told in (each.of, each.value)),
+         DataCell(each.kind, mark="text"), DataCell(each.source, mark="long")]
+        for each in figures
+    ]  # fmt: skip
+    columns = ("figure", "of", "value", "kind", "source")
+    table = DataTable("figures-table", "Figures and their sources", columns, rows, interactive=True)
+    texts = [KINDS, *_older(run)]
+    texts += [f"The sources of some figures cannot be read: {'; '.join(unread)}"] if unread else []
+    return [*map(Paragraph, texts), table]
+
+
+def _older(run: Run) -> Iterator[str]:
+    versions = run.manifest.get("versions")
+    version = versions.get("moesim") if isinstance(versions, dict) else None
+    if version and version != __version__:
+        yield (f"The run was made by moesim {version}, and the sources are those of moesim "
+               f"{__version__}.")  # fmt: skip
+
+
+def _scenario(run: Run) -> Scenario:
+    from moesim.scenario import load_scenario
+
+    return load_scenario(run.path / "scenario.yaml")
+
+
+def _trace(run: Run) -> Iterator[_Figure]:
+    kind = "synthetic" if routing_mark(run) == "synthetic routing" else "recorded"
+    name = f"routing of {run.text('trace')}"
+    from moesim.trace.meta import read_header
+
+    try:
+        header = read_header(_scenario(run).trace_path)
+    except MoesimError:
+        yield _Figure("trace", name, run.trace, kind, "a trace that is no longer at its place")
+        raise
+    size = f"{header.num_requests:,} requests, {header.num_rows:,} rows"
+    source = _provenance(header.meta.provenance) or "the header of the trace names none"
+    yield _Figure("trace", name, size, kind, source)
+
+
+def _provenance(told: dict[str, Any]) -> str:
+    """Return the plain entries of a trace's provenance as text."""
+    plain = {key: value for key, value in told.items() if isinstance(value, str | int | float)}
+    text = ", ".join(f"{key} {value}" for key, value in plain.items())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _sizes(run: Run) -> Iterator[_Figure]:
+    from moesim.trace.meta import read_header
+
+    scenario = _scenario(run)
+    own = scenario.model.shape == "trace"
+    config = read_header(scenario.trace_path).meta.model_config if own else None
+    shape = scenario.load_shape(config)
+    source = shape.source or ("the trace's own configuration" if own else "a file of the scenario")
+    value = f"{run.text('num_layers')} MoE layers of {run.text('num_experts')} experts"
+    yield _Figure("model", f"sizes of {shape.name}", value, "assumed", source)
+    bits = f"experts {number(shape.expert_bits)}, other weights {number(shape.weight_bits)}"
+    format_ = run.summary.get("format")
+    basis = f"format {format_}: {run.text('format_basis')}" if format_ else "set by the scenario"
+    yield _Figure("model", "bits of a weight", bits, "assumed", basis)
+
+
+def _hardware(run: Run) -> Iterator[_Figure]:
+    from moesim.hardware.overrides import spelled_figure
+
+    machine = _scenario(run).load_hardware()
+    for key, figure in machine.figures.items():
+        value = spelled_figure(key, figure.value)
+        yield _Figure("machine", key, value, figure.kind, figure.source)
+
+
+def _engine(run: Run) -> Iterator[_Figure]:
+    scenario = _scenario(run)
+    engine = scenario.load_engine()
+    if not engine.figures:
+        yield _Figure("engine", engine.name, run.engine, "assumed", "no engine: host time is zero")
+    for key, origin in engine.figures.items():
+        yield _Figure("engine", key, str(origin.value), origin.kind, origin.source)
+
+
+def warnings(run: Run) -> list[str]:
+    """Return what makes the numbers of a run less than they seem."""
+    found = [routing_sentence(run), foresight_sentence(run)]
+    if run.text("cost_kind") == "assumed":
+        found.append(
+            "Costs are assumed, not measured: the error of these times is not known. `moesim "
+            "calibrate` measures the costs of a machine."
+        )
+    if run.text("engine_kind") == "ideal":
+        found.append(f"The engine is {run.engine}.")
+    if run.limited_by_arrivals:
+        found.append(
+            f"Arrivals limit throughput: for {run.idle_share:.0%} of the time there was no request."
+        )
+    found.append(_few(run))
+    if run.value("tiled_share") > 0:
+        found.append(
+            f"The trace is short: {run.value('tiled_share'):.1%} of the rows are borrowed from "
+            "other sequences of the trace."
+        )
+    if run.windowed:
+        found.append(
+            "Numbers are of a window; bounds, the verdict and tables are of the whole run."
+        )
+    return [each for each in found if each]
+
+
+def _few(run: Run) -> str:
+    """Return that percentiles rest on few requests; "" where they do not."""
+    counted = run.value("window_requests" if run.windowed else "finished")
+    if not counted < FEW:
+        return ""
+    if counted < 2:
+        return "At most one request is counted, so all its percentiles are the same number."
+    return (
+        f"Only {counted:.0f} requests are counted: p99 lies between the two slowest, and the tail "
+        "of the distribution is not known."
+    )
+
+
+def notes(run: Run) -> list[str]:
+    """Return the notes of the run, and its caveats where no note says them."""
+    return [*run.notes, *(f"Caveat: {each}" for each in run.caveats if not run.notes)]
