@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moesim.cli.curve_inputs import check, link_of, numbers, size_of_an_expert
+from moesim.cli.drawing import draws
 
 if TYPE_CHECKING:
     from moesim.report.curve import CurveReport
@@ -20,7 +21,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(curve)
+    app.command()(draws(curve))
 
 
 def curve(
@@ -161,6 +162,7 @@ def _report(
     about: dict[str, Any] = {
         "trace": path.resolve().name,
         "routing": routing,
+        "requests": trace.num_requests,
         "synthetic": trace.meta.synthetic,
         "replay": how,
         "expert": None if size is None else {"bytes": size[0], "source": size[1]},

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from moesim.cli.drawing import draws
+
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(run)
+    app.command()(draws(run))
 
 
 def run(
@@ -38,7 +40,7 @@ def run(
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.files import clean_up
-    from moesim.report import print_summary
+    from moesim.report import plots_for_run, print_summary
     from moesim.scenario import load_scenario
     from moesim.simulate import run as simulate
     from moesim.simulate.rundir import default_path
@@ -47,8 +49,11 @@ def run(
     folder = out if out is not None else default_path(loaded)
     # A run that was killed has left its temporary folder beside its run directory.
     clean_up(folder.parent)
+    kept = not force and (folder / "plots").exists()
     with progress() as show:
         result = simulate(loaded, out=folder, force=force, draw=plots, progress=show)
+    if plots and kept:  # of a finished run, which may have been drawn in another way
+        plots_for_run(folder)
     if as_json:
         echo_json({"out": str(folder), **result.summary})
         return
