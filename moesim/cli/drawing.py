@@ -122,11 +122,12 @@ def command_line(context: typer.Context) -> str:
 
 def _path(context: typer.Context) -> list[str]:
     """Return the names of the commands, like `moesim trace info`."""
-    names: list[str] = []
-    while context.parent is not None:
-        names.insert(0, context.info_name or "")
-        context = context.parent
-    return ["moesim", *names]
+    # The first word is the program, which may be spelt as `python -m moesim`.
+    return ["moesim", *context.command_path.removeprefix(_program(context)).split()]
+
+
+def _program(context: typer.Context) -> str:
+    return context.find_root().info_name or ""
 
 
 def _option(parameter: Any, value: Any) -> list[str]:

@@ -308,7 +308,7 @@ def _fitting(chart: Chart) -> Iterator[None]:
 
 def _metadata(kind: str, chart: Chart) -> dict[str, str | None]:
     """Return what a file says of itself: matplotlib would write today's date and its version."""
-    return {
+    by_kind: dict[str, dict[str, str | None]] = {
         "png": {"Software": None},
         "svg": {
             "Date": None, "Creator": None, "Title": chart.title, "Description": chart.caption
@@ -317,7 +317,8 @@ def _metadata(kind: str, chart: Chart) -> dict[str, str | None]:
             "CreationDate": None, "Creator": None, "Producer": None, "Title": chart.title,
             "Subject": chart.caption,
         },
-    }[kind]  # fmt: skip
+    }  # fmt: skip
+    return by_kind[kind]
 
 
 def _sidecar(chart: Chart, command: str) -> Iterator[str]:

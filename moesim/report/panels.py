@@ -155,7 +155,7 @@ def beside(axes: Axes, place: tuple[int, int]) -> Transform:
 
 
 def about_intervals(lines: int) -> str:
-    """Return how the intervals of so many lines are drawn, for a caption; with a space."""
+    """Return how the intervals of `lines` lines are drawn, for a caption; with a space."""
     if lines <= MOST_BANDS:
         return "Shaded: intervals. "
     return "Whiskers: intervals; lines are shifted sideways so that they can be told apart. "

@@ -97,12 +97,15 @@ def side_by_side(comparison: Comparison) -> Chart:
         sharey="row",
     )
     looks = styles(comparison)
+    across = chart.size.columns(len(metrics))
     for panels, setting in zip(chart.axes, settings, strict=True):
         rows = comparison.within(setting)
-        for axes, metric in zip(panels, metrics, strict=True):
+        for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
             _dots(chart, axes, setting, rows, metric, looks)
-            axes.xaxis.set_major_locator(MaxNLocator(2 if late else 4, steps=[1, 2, 5, 10]))
-            axes.tick_params(left=axes.get_subplotspec().is_first_col())
+            axes.xaxis.set_major_locator(
+                MaxNLocator(2 if late else 4, steps=[1, 2, 5, 10], min_n_ticks=1)
+            )
+            axes.tick_params(left=not column % across)
             if late:  # five narrow panels
                 axes.tick_params(axis="x", labelsize=7)
             if setting == settings[-1]:

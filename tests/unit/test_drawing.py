@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from run_directories import run_directory
 from typer.testing import CliRunner
 
@@ -151,7 +152,9 @@ def test_grey_has_no_colour_and_dark_a_dark_ground(run: Path) -> None:
             figure = hits_by_layer(load_run(run)).figure
             recolour(figure, style)
             figure.canvas.draw()
-        pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)  # type: ignore[attr-defined]
+        canvas = figure.canvas
+        assert isinstance(canvas, FigureCanvasAgg)
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
         if style == "grey":
             assert np.ptp(pixels, axis=2).max() <= 1
         else:
@@ -165,7 +168,7 @@ def test_a_narrow_figure_has_fewer_panels_in_a_row() -> None:
             return grid("x", "x", caption, ("x",), shape=(2, 4), height_in=4, sharey="row")
 
     page, column = panels(Size(7.0)), panels(Size(3.5))
-    places = [chart.panels[0].get_subplotspec().get_geometry()[:2] for chart in (page, column)]  # type: ignore[union-attr]
+    places = [chart.panels[0].get_subplotspec().get_geometry()[:2] for chart in (page, column)]
     assert places == [(2, 4), (4, 2)]
     assert [len(row) for row in column.axes] == [4, 4]
     assert column.axes[0][3].get_shared_y_axes().joined(*column.axes[0][::3])
@@ -182,9 +185,9 @@ def test_percentiles_are_marked_on_each_curve(many: Comparison) -> None:
     assert len(marks) == len(POLICIES)
     row = many.within(chart.rows[0][0])[0]
     sample = np.concatenate([latencies_ns(run)["ttft"] for run in row.runs])
-    scale = np.array(marks[0].get_xdata()) / np.percentile(sample, (50, 95, 99))
+    scale = np.asarray(marks[0].get_xdata()) / np.percentile(sample, (50, 95, 99))
     assert scale == pytest.approx([scale[0]] * 3)
-    assert list(marks[0].get_ydata()) == [0.5, 0.95, 0.99]
+    assert np.asarray(marks[0].get_ydata()).tolist() == [0.5, 0.95, 0.99]
 
 
 def test_many_intervals_are_whiskers_and_few_are_bands(many: Comparison) -> None:
