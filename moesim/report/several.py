@@ -102,9 +102,7 @@ def side_by_side(comparison: Comparison) -> Chart:
         rows = comparison.within(setting)
         for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
             _dots(chart, axes, setting, rows, metric, looks)
-            axes.xaxis.set_major_locator(
-                MaxNLocator(2 if late else 4, steps=[1, 2, 5, 10], min_n_ticks=1)
-            )
+            axes.xaxis.set_major_locator(MaxNLocator(3 if late else 4, steps=[1, 2, 2.5, 5, 10]))
             axes.tick_params(left=not column % across)
             if late:  # five narrow panels
                 axes.tick_params(axis="x", labelsize=7)
