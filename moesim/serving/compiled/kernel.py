@@ -11,19 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
-from types import FunctionType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
-from moesim.serving.compiled import policies
 from moesim.serving.compiled.keep import kept
-from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel
+from moesim.serving.compiled.order import lowest, part_wanted
+from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel, compiled_with
 
-__all__ = ["COLUMNS", "Books", "Costs", "Out", "Steps", "stretch_of", "unions_of_steps"]
+__all__ = [
+    "COLUMNS",
+    "Books",
+    "Costs",
+    "Out",
+    "Steps",
+    "show_work",
+    "stretch_of",
+]
 
 COLUMNS: Final = (
     "hits", "demand_copies", "missed_rows", "rows", "waves", "waves_events", "stall_demand",
@@ -90,146 +94,11 @@ class Out(NamedTuple):
     works: Any
 
 
-# In the place of these, `stretch_of` puts the functions of each policy.
+# In the place of these, `compiled_with` puts the functions of each policy.
 observe, score, left = KERNELS["lru"][:3]
 head: Any = KERNELS["lru"].head
 following: Any = KERNELS["lru"].following
 IN_ORDER = True
-
-
-@kept
-def _swap(keys, first, second, one, other):  # type: ignore[no-untyped-def]
-    keys[one], keys[other] = keys[other], keys[one]
-    first[one], first[other] = first[other], first[one]
-    second[one], second[other] = second[other], second[one]
-
-
-@kept
-def _part_wanted(keys, first, second, number, wanted):  # type: ignore[no-untyped-def]
-    """Move wanted keys behind the others, and return how many others there are."""
-    others = 0
-    for place in range(number):
-        if not wanted[keys[place]]:
-            _swap(keys, first, second, others, place)
-            others += 1
-    return others
-
-
-@kept
-def _lowest(keys, first, second, start, stop, number):  # type: ignore[no-untyped-def]
-    """Move the `number` keys with the lowest scores to the front of `start` to before `stop`.
-
-    Hoare's selection (1961): parts are divided by a pivot until the border is at `number`.
-    """
-    if number <= 0 or number >= stop - start:
-        return
-    if number == 1:
-        best = start
-        for place in range(start + 1, stop):
-            if first[place] < first[best] or (
-                first[place] == first[best] and second[place] < second[best]
-            ):
-                best = place
-        _swap(keys, first, second, start, best)
-        return
-    low, high, border = start, stop - 1, start + number - 1
-    while low < high:
-        middle = (low + high) >> 1
-        pivot_first, pivot_second = first[middle], second[middle]
-        left, right = low, high
-        while left <= right:
-            while first[left] < pivot_first or (
-                first[left] == pivot_first and second[left] < pivot_second
-            ):
-                left += 1
-            while first[right] > pivot_first or (
-                first[right] == pivot_first and second[right] > pivot_second
-            ):
-                right -= 1
-            if left <= right:
-                _swap(keys, first, second, left, right)
-                left += 1
-                right -= 1
-        if border <= right:
-            high = right
-        elif border >= left:
-            low = left
-        else:
-            return
-
-
-@kept
-def unions_of_steps(ids, ends, unused, experts, keys, counts, sizes):  # type: ignore[no-untyped-def]
-    """Write the unions of steps, in order of first appearance; return the number of their keys.
-
-    Where a row has an expert twice, return -1 - its place among the rows and layers. Costs have
-    entries for as many rows of an expert as a step has.
-
-    `ids` [N, L, K]; step s has the rows `ends[s]` to before `ends[s + 1]`. `unused` marks a place
-    without an expert. `keys`, `counts` and `sizes` are as in `Steps`.
-    """
-    layers, top_k = ids.shape[1], ids.shape[2]
-    order = np.empty(experts + 1, np.int64)  # the last place takes what is no news
-    rows_of = np.zeros(experts, np.int64)
-    last = np.full(experts, -1, np.int64)  # the last row and layer that wanted an expert
-    number = event = 0
-    for step in range(len(ends) - 1):
-        first, end = ends[step], ends[step + 1]
-        for layer in range(layers):
-            size, row, twice = 0, first, False
-            if end - first == 1:  # the most frequent case, and no expert has appeared before
-                for place in range(top_k):
-                    expert = ids[first, layer, place]
-                    if expert == unused:
-                        continue
-                    twice |= last[expert] == first * layers + layer
-                    last[expert] = first * layers + layer
-                    keys[number + size], counts[number + size] = layer * experts + expert, 1
-                    size += 1
-                row = end
-            # Until all experts are found, without branches, which a processor could not predict.
-            while row < end and size < experts:
-                for place in range(top_k):
-                    expert = ids[row, layer, place]
-                    if expert == unused:
-                        continue
-                    order[size] = expert
-                    size += rows_of[expert] == 0
-                    rows_of[expert] += 1
-                    twice |= last[expert] == row * layers + layer
-                    last[expert] = row * layers + layer
-                row += 1
-            for later in range(row, end):
-                for place in range(top_k):
-                    expert = ids[later, layer, place]
-                    if expert == unused:
-                        continue
-                    rows_of[expert] += 1
-                    twice |= last[expert] == later * layers + layer
-                    last[expert] = later * layers + layer
-            if twice:
-                return -1 - (_repeating(ids, first, layer, unused) * layers + layer)
-            for place in range(size if end - first > 1 else 0):
-                expert = order[place]
-                keys[number + place] = layer * experts + expert
-                counts[number + place] = rows_of[expert]
-                rows_of[expert] = 0
-            number += size
-            sizes[event] = size
-            event += 1
-    return number
-
-
-@kept
-def _repeating(ids, first, layer, unused):  # type: ignore[no-untyped-def]
-    """Return the first row from `first` on that has an expert of a layer twice."""
-    row = first
-    while True:
-        for place in range(ids.shape[2]):
-            for other in range(place):
-                if ids[row, layer, place] == ids[row, layer, other] != unused:
-                    return row
-        row += 1
 
 
 def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  # type: ignore[no-untyped-def]
@@ -306,10 +175,10 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                         first[turn], second[turn] = score(candidates[turn], cache, ints, floats)
                     others = rivals
                     if books.always:
-                        others = _part_wanted(candidates, first, second, rivals, wanted)
+                        others = part_wanted(candidates, first, second, rivals, wanted)
                     early = min(excess, others)
-                    _lowest(candidates, first, second, 0, others, early)
-                    _lowest(candidates, first, second, others, rivals, excess - early)
+                    lowest(candidates, first, second, 0, others, early)
+                    lowest(candidates, first, second, others, rivals, excess - early)
                     for place in range(early):
                         worst[place] = candidates[place]
                     for place in range(excess - early):
@@ -335,7 +204,7 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
             missed_rows, busy_ns = 0, resident_ns
             shows = steps.shown[step]
             if shows and hits:
-                _show(out.works, num_works, step, layer, _RESIDENTS, -1, 0, resident_ns)
+                show_work(out.works, num_works, step, layer, _RESIDENTS, -1, 0, resident_ns)
                 num_works += 1
             for place in range(missing):
                 key = absent[place]
@@ -371,8 +240,8 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
                     if buffer == books.staging:
                         buffer = 0
                 if shows:
-                    _show(out.works, num_works, step, layer, _COPY, key, begins, link_ns)
-                    _show(out.works, num_works + 1, step, layer, _LOADED, -1, starts, gpu_ns)
+                    show_work(out.works, num_works, step, layer, _COPY, key, begins, link_ns)
+                    show_work(out.works, num_works + 1, step, layer, _LOADED, -1, starts, gpu_ns)
                     num_works += 2
             for place in range(size):
                 wanted[union[place]] = False
@@ -414,24 +283,12 @@ def _stretch(steps, start_ns, due_ns, costs, books, ints, floats, given, out):  
 
 @cache
 def stretch_of(kernel: Kernel) -> Callable[..., Any]:
-    """Return the compiled function of a policy. That of moesim's own policies is kept on disk.
-
-    Each policy has a function of its own, into which its three functions are put. A function on
-    disk is known by its name, so the name has a hash of what it is made of.
-    """
-    own = kernel._asdict()
-    own |= {"head": kernel.head or head, "following": kernel.following or following}
-    names = {**own, "IN_ORDER": kernel.head is not None}
-    function = FunctionType(_stretch.__code__, {**globals(), **names}, "stretch")
-    name = next((name for name, own in KERNELS.items() if own is kernel), None)
-    source = Path(policies.__file__).read_bytes()
-    function.__qualname__ = f"stretch_{name}_{sha256(source).hexdigest()[:12]}"
-    compile_it = njit if name is None else kept
-    return compile_it(function, error_model="numpy")
+    """Return the compiled function of a policy."""
+    return compiled_with(kernel, _stretch)
 
 
 @kept
-def _show(works, place, step, layer, kind, key, start, finish):  # type: ignore[no-untyped-def]
+def show_work(works, place, step, layer, kind, key, start, finish):  # type: ignore[no-untyped-def]
     works[place, 0] = step
     works[place, 1] = layer
     works[place, 2] = kind

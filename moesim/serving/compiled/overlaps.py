@@ -15,22 +15,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from moesim.cost.cpu import CpuCost
-from moesim.cost.prices import SimPrices
 from moesim.errors import PolicyViolation, TraceError
-from moesim.hardware.ops import Copy, Readback, States
+from moesim.hardware.ops import Copy, Readback
 from moesim.hardware.topology import D2H, H2D, HOST_BANDWIDTH
 from moesim.machine.prices import Prices, alone_ns
 from moesim.machine.work import FAR, PREFETCH, Work
 from moesim.policies.blame import blamed
-from moesim.policies.placement.cost import Cost
-from moesim.policies.placement.cpu_layers import CPULayers
 from moesim.policies.prefetch import Prefetch
 from moesim.policies.prefetch.predicted import Predicted
-from moesim.serving.compiled import overlap
+from moesim.serving.compiled import records as r
+from moesim.serving.compiled.elsewhere import OnCPU
+from moesim.serving.compiled.guesses import guesses_of_steps
 from moesim.serving.compiled.kernel import Steps
-from moesim.serving.compiled.log import add_blocks
-from moesim.serving.compiled.overlap import (
+from moesim.serving.compiled.overlap import overlap_of
+from moesim.serving.compiled.policies import Kernel
+from moesim.serving.compiled.records import (
     COLUMNS,
     SHOWN_KINDS,
     Ahead,
@@ -39,22 +38,17 @@ from moesim.serving.compiled.overlap import (
     Layers,
     Places,
     Sums,
-    guesses_of_steps,
-    overlap_of,
 )
-from moesim.serving.compiled.policies import Kernel
 from moesim.serving.compiled.stretch import Stretches, later_batch, rows_of
+from moesim.serving.compiled.sums import OverlapSums
 from moesim.serving.experts.decision import Place
-from moesim.serving.experts.placing import Placing
 from moesim.serving.issue import Execution
 from moesim.serving.knowledge import EVERYTHING, Knowledge
-from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
 from moesim.serving.scheduler import Scheduler
 from moesim.serving.stalls import DEMAND, Entry
 from moesim.serving.step import Step
 from moesim.serving.step_memo import StepBytes
-from moesim.serving.step_sums import StepSums
 from moesim.serving.unions import Unions
 
 __all__ = ["Issue", "Overlaps"]
@@ -96,13 +90,13 @@ class Overlaps(Stretches):
         self._returns = np.array([issue.knowledge.comes_back(layer) for layer in range(layers)])
         pieces = self._prices.pieces(H2D, Copy(0, self._nbytes))
         shared = [(cost.nbytes, cost.rate) if cost.uses else (0, 0) for cost in pieces]
-        flows = np.zeros((2, overlap.FLOW_WORDS), np.int64)
-        flows[:, overlap.FLOW_ON], flows[:, overlap.FLOW_JOB] = FAR, -1
-        self._mem = np.zeros(overlap.STATE_WORDS, np.int64)
+        flows = np.zeros((2, r.FLOW_WORDS), np.int64)
+        flows[:, r.FLOW_ON], flows[:, r.FLOW_JOB] = FAR, -1
+        self._mem = np.zeros(r.STATE_WORDS, np.int64)
         keys, caches = layers * experts, len(self._caches)
         width = max(1, *(cache.capacity for cache in self._caches))
         slots, buffers = self._slots()
-        calls = (len(self._order) + experts + 4) * overlap.CALL_WORDS
+        calls = (len(self._order) + experts + 4) * r.CALL_WORDS
         self._at = Places(
             slot_of=self._table(np.full(keys, -1)),
             by_victim=self._table(np.full(keys, -1)),
@@ -125,7 +119,7 @@ class Overlaps(Stretches):
             ),
         )
         mem, at = self._mem, self._at
-        mem[overlap.CPU_READY], mem[overlap.UP] = FAR, -1
+        mem[r.CPU_READY], mem[r.UP] = FAR, -1
         for number, cache in enumerate(self._caches):
             free = at.free + number * width
             mem[free : free + cache.capacity] = slots[number]
@@ -136,10 +130,10 @@ class Overlaps(Stretches):
         self._grow(1)
         times = issue.execution.host
         self._host = Host(times.launch_ns, times.copy_ns, times.event_ns)
-        self._sums = _Sums(
+        self._sums = OverlapSums(
             self._ledger, layers, self._nbytes, issue.execution.state_bytes, self._block_tokens
         )
-        self._on_cpu = _OnCPU(self._prices, issue, layers)
+        self._on_cpu = OnCPU(self._prices, issue.place, issue.execution.state_bytes, layers)
 
     def _table(self, values: npt.NDArray[Any]) -> int:
         """Add values to the memory; return where they begin."""
@@ -149,9 +143,9 @@ class Overlaps(Stretches):
 
     def _slots(self) -> tuple[list[npt.NDArray[np.int64]], int]:
         """Add the slots to the memory; return those of each cache, and the first staging buffer."""
-        words = overlap.SLOT_WORDS
+        words = r.SLOT_WORDS
         empty = np.zeros(words, np.int64)
-        empty[[overlap.SLOT_JOB, overlap.SLOT_READER]] = -1
+        empty[[r.SLOT_JOB, r.SLOT_READER]] = -1
         slots = [
             self._table(np.tile(empty, cache.capacity)) + words * np.arange(cache.capacity)
             for cache in self._caches
@@ -164,12 +158,12 @@ class Overlaps(Stretches):
     def _grow(self, needed: int) -> None:
         """Give room to `needed` more copies, and to some more."""
         mem, at = self._mem, self._at
-        free = [int(mem[overlap.FREE_JOBS]), int(mem[overlap.FREE_PAIRS])]
+        free = [int(mem[r.FREE_JOBS]), int(mem[r.FREE_PAIRS])]
         if min(free) >= needed:
             return
         more = max(64, self._jobs, needed)  # at least twice as many as before
         self._jobs += more
-        words = overlap.JOB_WORDS, overlap.PAIR_WORDS
+        words = r.JOB_WORDS, r.PAIR_WORDS
         idle = []
         for place, number in zip((at.idle_jobs, at.idle_pairs), range(2), strict=True):
             first = self._table(np.zeros(more * words[number]))
@@ -178,10 +172,10 @@ class Overlaps(Stretches):
             unused = np.zeros(self._jobs - free[number] - more)
             idle.append(self._table(np.concatenate([known, added, unused])))
         size = 1 << (2 * self._jobs).bit_length()  # there are places that jobs left
-        landed = np.zeros((self._jobs + 1) * overlap.LANDED_WORDS)
-        old = int(mem[overlap.NUM_LANDED]) * overlap.LANDED_WORDS
+        landed = np.zeros((self._jobs + 1) * r.LANDED_WORDS)
+        old = int(mem[r.NUM_LANDED]) * r.LANDED_WORDS
         landed[:old] = mem[at.landed : at.landed + old]
-        ends = (overlap.URGENT_HEAD, overlap.URGENT_TAIL), (overlap.AHEAD_HEAD, overlap.AHEAD_TAIL)
+        ends = (r.URGENT_HEAD, r.URGENT_TAIL), (r.AHEAD_HEAD, r.AHEAD_TAIL)
         queues = [
             self._table(self._queue(queue, size, *map(int, mem[list(pair)])))
             for queue, pair in zip((at.urgent, at.ahead), ends, strict=True)
@@ -195,8 +189,8 @@ class Overlaps(Stretches):
             ahead=queues[1],
             mask=size - 1,
         )
-        self._mem[overlap.FREE_JOBS] += more
-        self._mem[overlap.FREE_PAIRS] += more
+        self._mem[r.FREE_JOBS] += more
+        self._mem[r.FREE_PAIRS] += more
 
     def _queue(self, queue: int, size: int, head: int, tail: int) -> npt.NDArray[np.int64]:
         """Return a larger queue with the same jobs at the same places."""
@@ -388,7 +382,7 @@ class Overlaps(Stretches):
         mem, at = self._mem, self._at
         slots = mem[at.slot_of : at.slot_of + len(self._numbers) * self._trace.num_experts]
         held = np.flatnonzero(slots >= 0)
-        fresh = held[mem[slots[held] + overlap.SLOT_FRESH] > 0]
+        fresh = held[mem[slots[held] + r.SLOT_FRESH] > 0]
         caches = self._numbers[fresh // self._trace.num_experts]
         for number, cache in enumerate(self._caches):
             cache.unused_by_kernel = int(np.count_nonzero(caches == number))
@@ -409,16 +403,16 @@ class Overlaps(Stretches):
     def _left(self) -> list[Entry]:
         """Return the copies ahead that no step has counted: those that landed, then the others."""
         mem, at = self._mem, self._at
-        landed = mem[at.landed :][: mem[overlap.NUM_LANDED] * overlap.LANDED_WORDS]
-        columns = [overlap.L_KEY, overlap.L_START, overlap.L_FINISH, overlap.L_BUSY]
-        rows = landed.reshape(-1, overlap.LANDED_WORDS)[:, columns].tolist()
+        landed = mem[at.landed :][: mem[r.NUM_LANDED] * r.LANDED_WORDS]
+        columns = [r.LANDED_KEY, r.LANDED_START, r.LANDED_FINISH, r.LANDED_BUSY]
+        rows = landed.reshape(-1, r.LANDED_WORDS)[:, columns].tolist()
         jobs: dict[int, None] = {}  # a promoted one may stand in both queues
-        for queue, first in ((at.urgent, overlap.URGENT_HEAD), (at.ahead, overlap.AHEAD_HEAD)):
+        for queue, first in ((at.urgent, r.URGENT_HEAD), (at.ahead, r.AHEAD_HEAD)):
             places = np.arange(mem[first], mem[first + 1])
             jobs |= dict.fromkeys(mem[queue + (places & at.mask)].tolist())
         jobs.pop(-1, None)
         for job in jobs:
-            key, start = mem[job + overlap.JOB_KEY], mem[job + overlap.JOB_START]
+            key, start = mem[job + r.JOB_KEY], mem[job + r.JOB_START]
             rows.append([int(key), int(start), FAR, 0])
         entries = []
         for key, start, finish, busy in rows:
@@ -428,154 +422,6 @@ class Overlaps(Stretches):
             layer = key // self._trace.num_experts
             entries.append(Entry(work, "prefetch", layer, 0, DEMAND, ()))
         return entries
-
-
-class _OnCPU:
-    """Which missing experts run on the CPU, and how long that takes."""
-
-    def __init__(self, prices: Prices, issue: Issue, layers: int) -> None:
-        self._prices, self._layers = prices, layers
-        self._state_bytes = issue.execution.state_bytes
-        self._placing = issue.place if isinstance(issue.place, Placing) else None
-        self._tables = np.zeros((3, 1), np.int64)  # chosen, durations and bytes, by rows
-
-    def of(self, rows: int, later_rows: int, more: int) -> Elsewhere:
-        """Return it for a step of some rows, and `more` steps of `later_rows` after it."""
-        modes = np.zeros((more + 1, self._layers), np.int64)
-        states_ns = np.zeros((2, more + 1), np.int64)
-        if self._placing is None:
-            return Elsewhere(modes, *self._split(), 0, states_ns[0], states_ns[1])
-        if len(self._tables[0]) <= rows:
-            self._tables = self._tabulate(2 * rows, self._placing)
-        for steps, number in ((slice(1, None), later_rows), (slice(1), rows)):
-            modes[steps] = self._modes(number, self._placing)
-            op = States(0, number, number * self._state_bytes)
-            states_ns[:, steps] = [[alone_ns(self._prices, lane, op)] for lane in (D2H, H2D)]
-        call_ns = self._cpu.call_ns
-        return Elsewhere(modes, *self._split(), call_ns, states_ns[0], states_ns[1])
-
-    def _split(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        chosen, moving_ns, nbytes = self._tables
-        return chosen, moving_ns, nbytes
-
-    @property
-    def _cpu(self) -> CpuCost:
-        assert isinstance(self._prices, SimPrices)
-        assert self._prices.cpu is not None, "the machine has a CPU where experts run on it"
-        return self._prices.cpu
-
-    def _modes(self, rows: int, placing: Placing) -> npt.NDArray[np.int64]:
-        """Return the modes of the layers in a step of some rows, [L]; see `Elsewhere`."""
-        policy = placing.policy
-        if isinstance(policy, CPULayers):
-            end = 0 if policy.copies(rows) else policy.on_cpu
-            return (np.arange(self._layers) < end).astype(np.int64)
-        return np.full(self._layers, 2 if isinstance(policy, Cost) else 1)
-
-    def _tabulate(self, rows: int, placing: Placing) -> npt.NDArray[np.int64]:
-        cpu, estimate = self._cpu, placing.estimate
-        loads = [cpu.loads.expert(count) for count in range(1, rows + 1)]
-        chosen = [0] * rows
-        if isinstance(placing.policy, Cost):
-            copy_ns = estimate.copy_ns(0)
-            chosen = [
-                estimate.cpu_ns(0, count) <= copy_ns + estimate.gpu_ns(0, count)
-                for count in range(1, rows + 1)
-            ]
-        moving_ns = map(cpu.rates.duration_ns, loads)
-        nbytes = [load.nbytes for load in loads]
-        return np.array([[0, *chosen], [0, *moving_ns], [0, *nbytes]], np.int64)
-
-
-class _Sums:
-    """The sums of stretches that the ledger of a run does not have yet."""
-
-    def __init__(
-        self, ledger: Ledger, layers: int, nbytes: int, state_bytes: int, block_tokens: int
-    ) -> None:
-        self._ledger, self._layers, self._nbytes = ledger, layers, nbytes
-        self._state_bytes, self._block_tokens = state_bytes, block_tokens
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps = 0
-        self._times: list[npt.NDArray[np.int64]] = []  # number, start, finish, bytes, waves: [5, S]
-        self._facts: list[npt.NDArray[np.int64]] = []  # [S, 4]
-        self._by_step: list[npt.NDArray[np.int64]] = []  # [S, C]
-
-    def add(
-        self,
-        step: Step,
-        ran: int,
-        start_ns: int,
-        sizes: tuple[StepBytes, StepBytes],
-        out: Sums,
-        unions: Unions,
-        returns: npt.NDArray[np.bool_],
-    ) -> None:
-        """Add the first `ran` steps of a stretch, which began with `step` at `start_ns`.
-
-        `sizes` are the bytes of the first step's readbacks and of those of the others.
-        """
-        ledger = self._ledger
-        times = np.empty((5, ran), np.int64)
-        times[0] = ledger.num_steps + np.arange(ran)
-        times[1, 0], times[1, 1:] = start_ns, out.finish_ns[: ran - 1]
-        times[2], times[4] = out.finish_ns[:ran], out.waves_max[:ran]
-        back = [int(returns.sum()) * each.ids + each.sampled for each in sizes]
-        times[3], times[3, 0] = back[1], back[0]
-        self._times.append(times)
-        facts = np.tile(np.array(step.facts, np.int64), (ran, 1))
-        if ran > 1:
-            add_blocks(step, facts, self._block_tokens)
-        self._facts.append(facts)
-        self._by_step.append(out.by_step[:ran])
-        ledger.num_steps += ran
-        wants = out.by_step[:ran, COLUMNS.index("nonempty")]
-        ledger.log_arrays(unions.sizes[: ran * self._layers], unions.keys, wants.tolist())
-        self.steps += ran
-
-    def flush(self, by_layer_LC: npt.NDArray[np.int64]) -> None:
-        """Add all steps to the ledger, which add `by_layer_LC` to the sums of each layer.
-
-        Raise `InvariantError` for impossible times.
-        """
-        if not self.steps:
-            return
-        number, start, finish, back, waves_max = np.concatenate(self._times, axis=1)
-        by_step = dict(zip(COLUMNS, np.concatenate(self._by_step).T, strict=True))
-        by_layer = dict(zip(COLUMNS, by_layer_LC.T, strict=True))
-        for sums in (by_step, by_layer):
-            for kind in ("demand", "prefetch"):
-                sums[f"{kind}_bytes"] = sums[f"{kind}_copies"] * self._nbytes
-        by_step["moved demand"] = by_step["demand_bytes"]
-        by_step["moved prefetch"] = by_step["landed"] * self._nbytes
-        by_step["moved readback"] = back
-        facts = np.concatenate(self._facts)
-        rows = facts[:, 0] + facts[:, 1]
-        by_step["moved states"] = 2 * self._state_bytes * rows * by_step["states"]
-        nothing, layers = np.zeros_like(number), np.zeros(self._layers, np.int64)
-        StepSums(
-            number=number,
-            start=start,
-            finish=finish,
-            fixed=by_step["fixed"],
-            ids=nothing,
-            sampled=nothing,
-            ids_bytes=nothing,
-            sampled_bytes=nothing,
-            facts=facts,
-            by_step=by_step,
-            by_layer={
-                name: column if name.startswith("stall") else column[:-1]
-                for name, column in by_layer.items()
-            },
-            waves_events=by_step["waves_events"],
-            waves_max=waves_max,
-            ids_stall=layers,
-            late_stall=layers,
-        ).add_to(self._ledger)
-        self._clear()
 
 
 def _readback_ns(prices: Prices, nbytes: int) -> int:

@@ -29,14 +29,26 @@ the class attribute `kernel`, a `Kernel` of such functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from moesim.serving.compiled.keep import kept
 
-__all__ = ["FIRST", "KERNELS", "LAST", "OPTION", "RESIDENT", "WORDS", "Kernel", "Lessons"]
+__all__ = [
+    "FIRST",
+    "KERNELS",
+    "LAST",
+    "OPTION",
+    "RESIDENT",
+    "WORDS",
+    "Kernel",
+    "Lessons",
+    "compiled_with",
+]
 
 WORDS: Final = 4
 RESIDENT, FIRST, LAST, OPTION = 3, 2, 3, 1
@@ -275,3 +287,19 @@ KERNELS: Final[dict[str, Kernel]] = {
     ),
 }
 """The kernels of moesim's own policies, by name. A fixed set of residents needs none."""
+
+
+def compiled_with(kernel: Kernel, function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
+    """Return a function compiled with the functions of a policy, and `names`, in its globals.
+
+    Each policy has a function of its own. That of moesim's own policies is kept on disk under a
+    name of its own.
+    """
+    usual, own = KERNELS["lru"], kernel._asdict()
+    # Not called: IN_ORDER says which functions are, and `insert` is for copies ahead alone.
+    own |= {name: own[name] or getattr(usual, name) for name in ("head", "following", "insert")}
+    own["IN_ORDER"] = kernel.head is not None
+    copied = FunctionType(function.__code__, {**function.__globals__, **own, **names})
+    title = next((title for title, each in KERNELS.items() if each is kernel), None)
+    copied.__qualname__ = f"{function.__name__}_{title}"
+    return (njit if title is None else kept)(copied, error_model="numpy")

@@ -34,7 +34,6 @@ from moesim.serving.compiled.kernel import (
     Out,
     Steps,
     stretch_of,
-    unions_of_steps,
 )
 from moesim.serving.compiled.log import Readbacks, StretchLog
 from moesim.serving.compiled.policies import (
@@ -47,6 +46,7 @@ from moesim.serving.compiled.policies import (
     Kernel,
     Lessons,
 )
+from moesim.serving.compiled.unions import unions_of_steps
 from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.ledger import Ledger
 from moesim.serving.request import Request
