@@ -53,9 +53,13 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "formats": (
         Annotated[
             str,
-            typer.Option(metavar="LIST", help="File formats of figures.", rich_help_panel=_PANEL),
+            typer.Option(
+                metavar="LIST",
+                help="File formats of figures, of png, svg and pdf.",
+                rich_help_panel=_PANEL,
+            ),
         ],
-        "png,svg,pdf",
+        "png,svg",
     ),
 }
 

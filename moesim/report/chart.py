@@ -1,6 +1,6 @@
 """A chart: a figure, its caption, and the numbers that it draws.
 
-Every chart is saved under one name: as PNG, SVG and PDF, its data as CSV, and its caption with the
+Every chart is saved under one name: as PNG, SVG or PDF, its data as CSV, and its caption with the
 command that draws it as Markdown. `moesim.report.drawing` says how. Equal data give equal bytes:
 files have no dates and no versions, and a fixed hash salt. Figures are matplotlib objects made
 without `pyplot`, which would keep global state.

@@ -21,6 +21,7 @@ __all__ = ["FORMATS", "SIZES", "Drawing", "Size", "commanded", "current", "drawn
 __all__ += ["parse_formats", "parse_size"]
 
 FORMATS: Final = ("png", "svg", "pdf")
+_USUAL: Final = FORMATS[:2]  # a PDF takes as long as both, because its fonts are cut to size
 _LEAST: Final = 0.7
 """The share of the height that a figure needs below which its parts would cover each other."""
 Captions = Literal["outside", "inside"]
@@ -75,7 +76,7 @@ class Drawing:
     size: Size = field(default_factory=lambda: PAGE)
     style: str = "paper"
     captions: Captions = "outside"
-    formats: Sequence[str] = FORMATS
+    formats: Sequence[str] = _USUAL
     command: str = ""
 
 

@@ -31,8 +31,8 @@ QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
     """Draw every chart of a run into `folder` (default: the run's `plots`) and return the folder.
 
-    The charts are `latency_cdf`, `stall_breakdown`, `hits_by_layer` and `lane_timeline`, each as
-    PNG, SVG, PDF and CSV, with its caption. They replace the folder's content.
+    The charts are `latency_cdf`, `stall_breakdown`, `hits_by_layer` and `lane_timeline`, each with
+    its data and its caption. They replace the folder's content.
 
     Raises:
         UsageError: `run_dir` is not a run directory.

@@ -315,7 +315,7 @@ def test_the_study_prints_all_its_tables_and_draws_its_chart(
     assert "azure" not in out
     assert "are left out" in err
     kinds = {file.suffix for file in (tmp_path / "out/plots").iterdir()}
-    assert kinds == {".png", ".svg", ".pdf", ".csv", ".md"}
+    assert kinds == {".png", ".svg", ".csv", ".md"}
 
 
 def test_a_missing_azure_trace_is_named_before_any_run(tmp_path: Path) -> None:
