@@ -62,6 +62,8 @@ class Chart:
     columns: tuple[str, ...] = ()
     rows: list[Sequence[Any]] = field(default_factory=list)
     size: Size = field(default_factory=lambda: current().size)
+    across: int = 1
+    """How many panels are beside each other; a row of more panels is folded."""
     natural_in: float = 0.0
     """The height that the content needs in inches; figures of a fixed height have another."""
 
@@ -91,19 +93,20 @@ def grid(
     height_in: float,
     widths: Sequence[float] | None = None,
     note: str = "",
+    names_in: float = 0.0,
     **options: Any,
 ) -> Chart:
     """Return a chart with `shape` (rows, columns) panels, `height_in` inches without its caption.
 
     `columns` names its data, `widths` are relative, `options` go to `Figure.subplots`. `note` is a
     line that stays in the figure: the number of requests, and where times are from. A narrow
-    figure has fewer panels in a row.
+    figure has fewer panels in a row. `names_in` are the inches that names at the left take.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    size, across = current().size, current().size.columns(shape[1])
+    size, across = current().size, current().size.columns(shape[1], names_in)
     if across == 1 < shape[1]:  # panels below each other
         caption = caption.replace("Left:", "Top:").replace("Right:", "Bottom:")
     text = caption if current().captions == "inside" else _note(note, caption)
@@ -123,7 +126,9 @@ def grid(
     figure.supxlabel(
         drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
     )
-    return Chart(name, title, figure, axes, caption, tuple(columns), natural_in=natural)
+    return Chart(
+        name, title, figure, axes, caption, tuple(columns), across=across, natural_in=natural
+    )
 
 
 def _folded(

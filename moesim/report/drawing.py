@@ -24,6 +24,8 @@ FORMATS: Final = ("png", "svg", "pdf")
 _USUAL: Final = FORMATS[:2]  # a PDF takes as long as both, because its fonts are cut to size
 _LEAST: Final = 0.7
 """The share of the height that a figure needs below which its parts would cover each other."""
+_NARROWER: Final = 0.7
+"""The least width of a panel, as a share of that on a page."""
 Captions = Literal["outside", "inside"]
 
 
@@ -49,10 +51,13 @@ class Size:
         """Return how many characters fit where `characters` fit on a page."""
         return max(8, int(characters * self.width_in / PAGE.width_in))
 
-    def columns(self, wanted: int) -> int:
-        """Return how many of `wanted` panels fit beside each other, no narrower than on a page."""
-        # A panel keeps three quarters of its width on a page; below that it gets a row of its own.
-        fitting = math.floor(wanted * self.width_in / (0.75 * PAGE.width_in) + 1e-9)
+    def columns(self, wanted: int, names_in: float = 0.0) -> int:
+        """Return how many of `wanted` panels fit beside each other, not much narrower than on a page.
+
+        `names_in` inches at the left are taken by names, which all panels of a row share.
+        """
+        panel_in = (PAGE.width_in - names_in) / wanted
+        fitting = math.floor((self.width_in - names_in) / (_NARROWER * panel_in) + 1e-9)
         return max(1, min(wanted, fitting))
 
 

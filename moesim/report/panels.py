@@ -20,6 +20,7 @@ __all__ = [
     "LABEL",
     "MOST_BANDS",
     "MOST_SETTINGS",
+    "NARROW_IN",
     "OUTPUT_ONLY",
     "about_bounds",
     "about_intervals",
@@ -82,12 +83,14 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
     # Matplotlib lists lines before whiskers; bounds belong last.
     entries = dict(sorted(entries.items(), key=lambda entry: entry[0] in BOUNDS))
     longest = max(len(line) for label in entries for line in label.splitlines())
-    room = chart.size.across(WIDE_CHARACTERS)
+    narrow = chart.size.width_in < NARROW_IN
+    # Letters of one long label are wider than the mean of many.
+    room = int(chart.size.across(WIDE_CHARACTERS) * (0.8 if narrow else 1))
     columns = max(1, min(6, len(entries), room // (longest + HANDLE_CHARACTERS)))
     handles, names = list(entries.values()), list(entries)
     # Inches for a line of legend type and the gap between entries, at the sizes of `HOUSE`.
     heights = [0.05 + 0.125 * (label.count("\n") + 1) for label in entries]
-    if wide or chart.size.width_in < NARROW_IN:
+    if wide or narrow:
         chart.grow(sum(heights) / columns - 0.175)
         chart.figure.legend(handles, names, loc="outside upper center", ncols=columns)
     else:

@@ -23,6 +23,7 @@ from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import DECODE, HITS, LATE_HITS, MISSES, THROUGHPUT, TTFT, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
+    NARROW_IN,
     OUTPUT_ONLY,
     about_bounds,
     left_out,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_by_side"]
 __all__ += ["ttft_side_by_side"]
 
+NAMES_IN: Final = 1.5
+"""Inches that the names of variants take."""
 ACROSS: Final = 60
 """Characters of a title across the figure."""
 SIDE_BY_SIDE: Final = tuple(metric.key for metric in (DECODE, THROUGHPUT, TTFT, HITS))
@@ -94,25 +97,31 @@ def side_by_side(comparison: Comparison) -> Chart:
         shape=(len(settings), len(metrics)),
         height_in=0.3 + len(settings) * (0.55 + rows_in(names) * len(variants)),
         note=comparison.note(),
+        names_in=NAMES_IN,
         sharey="row",
     )
     looks = styles(comparison)
-    across = chart.size.columns(len(metrics))
     for panels, setting in zip(chart.axes, settings, strict=True):
         rows = comparison.within(setting)
         for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
             _dots(chart, axes, setting, rows, metric, looks)
             axes.xaxis.set_major_locator(MaxNLocator(3 if late else 4, steps=[1, 2, 2.5, 5, 10]))
-            axes.tick_params(left=not column % across)
+            axes.tick_params(left=not column % chart.across)
             if late:  # five narrow panels
                 axes.tick_params(axis="x", labelsize=7)
-            if setting == settings[-1]:
-                axes.set_xlabel(metric.two_lines)
+            if setting == settings[-1] or chart.across < len(metrics):
+                axes.set_xlabel(_below(metric, chart))
         panels[0].set_yticks(range(len(rows)), _names(rows))
         panels[0].set_ylim(len(rows) - 0.5, -0.5)  # reversed: the first variant on top
         if setting:
             titled(panels[0], setting, ACROSS)
     return chart
+
+
+def _below(metric: Metric, chart: Chart) -> str:
+    """Return the label below a panel, in short lines where the panel is narrow."""
+    narrow = chart.size.width_in < NARROW_IN and chart.across > 1
+    return drawn(metric.title, 12) if narrow else metric.two_lines
 
 
 def latency_cdfs(comparison: Comparison) -> Chart:
@@ -198,10 +207,10 @@ def _stacked(
         shape=(1, len(settings)),
         height_in=1.0 + 0.03 * len(variants) + rows_in(names) * len(variants),
         note=comparison.note(),
+        names_in=NAMES_IN,
         sharex=True,
     )
     longest = 0.0  # of all panels, which share their axis: lengths must compare across settings
-    first = chart.size.columns(len(settings))  # panels in a row, of which the first has the names
     for column, (axes, setting) in enumerate(zip(chart.axes[0], settings, strict=True)):
         rows = comparison.within(setting)
         left = [0.0] * len(rows)
@@ -213,10 +222,10 @@ def _stacked(
             left = [start + value for start, value in zip(left, lengths, strict=True)]
             for row, value in zip(rows, values, strict=True):
                 chart.record(setting, row.variant, label, value)
-        axes.set_yticks(range(len(rows)), _names(rows) if not column % first else [])
+        axes.set_yticks(range(len(rows)), _names(rows) if not column % chart.across else [])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         longest = max(longest, *left)
-        axes.tick_params(left=not column % first)
+        axes.tick_params(left=not column % chart.across)
         axes.set_xlabel(axis)
         axes.grid(False, axis="y")
         if setting:
