@@ -52,7 +52,7 @@ class Size:
         return max(8, int(characters * self.width_in / PAGE.width_in))
 
     def columns(self, wanted: int, names_in: float = 0.0) -> int:
-        """Return how many of `wanted` panels fit beside each other, not much narrower than on a page.
+        """Return how many of `wanted` panels fit beside each other, about as wide as on a page.
 
         `names_in` inches at the left are taken by names, which all panels of a row share.
         """
