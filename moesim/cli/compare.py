@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
+from moesim.cli.drawing import draws
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
     OnOption,
@@ -43,7 +44,7 @@ Overrides = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(compare)
+    app.command()(draws(compare))
 
 
 def compare(

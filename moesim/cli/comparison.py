@@ -23,8 +23,8 @@ def print_comparison(
     comparison: Comparison, folder: str, failures: Sequence[str], *, as_json: bool
 ) -> None:
     """Print a comparison and the folder that holds it, as tables or as JSON."""
+    from moesim.report.tables import SPEEDS, signs, tables
     from moesim.report.tables import as_json as plain_data
-    from moesim.report.tables import signs, tables
     from moesim.report.tabular import write_tables
 
     if as_json:
@@ -33,7 +33,7 @@ def print_comparison(
     typer.echo(f"{comparison.caption(hits=True)}\n")
     write_tables(tables(comparison))
     typer.echo()
-    for note in (signs(comparison), *comparison.notes):
+    for note in (SPEEDS, signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
     typer.echo(f"\n{folder}")
 

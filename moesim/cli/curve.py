@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moesim.cli.complete import of_models, of_policies
+from moesim.cli.drawing import draws
 
 if TYPE_CHECKING:
     from moesim.report.curve import CurveReport
@@ -19,7 +20,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(curve)
+    app.command()(draws(curve))
 
 
 def curve(

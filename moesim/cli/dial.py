@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.drawing import draws
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
@@ -33,7 +34,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(dial)
+    app.command()(draws(dial))
 
 
 def dial(

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from moesim.cli.drawing import draws
+
 __all__ = ["register"]
 
 _MOST_ROWS = 10  # rows of a machine that are printed
@@ -14,7 +16,7 @@ _MOST_ROWS = 10  # rows of a machine that are printed
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(measured)
+    app.command()(draws(measured))
 
 
 def measured(

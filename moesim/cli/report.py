@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
+from moesim.cli.drawing import draws
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.page import page
@@ -27,7 +28,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(report)
+    app.command()(draws(report))
 
 
 def report(

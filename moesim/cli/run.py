@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.drawing import draws
+
 if TYPE_CHECKING:
     from moesim.cli.progress import Show
     from moesim.serving.standing import Watch
@@ -18,7 +20,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(run)
+    app.command()(draws(run))
 
 
 def run(
@@ -53,7 +55,7 @@ def run(
     # First the view, which shows at once that the command has begun: imports take a second.
     with _shown(watch) as (show, watcher):
         from moesim.files import clean_up
-        from moesim.report import print_summary
+        from moesim.report import plots_for_run, print_summary
         from moesim.scenario import load_scenario
         from moesim.simulate import run as simulate
         from moesim.simulate.rundir import default_path
@@ -62,7 +64,10 @@ def run(
         folder = out if out is not None else default_path(loaded)
         # A run that was killed has left its temporary folder beside its run directory.
         clean_up(folder.parent)
+        kept = not force and (folder / "plots").exists()
         result = simulate(loaded, out=folder, force=force, draw=plots, progress=show, watch=watcher)
+        if plots and kept:  # of a finished run, which may have been drawn in another way
+            plots_for_run(folder)
     if as_json:
         echo_json({"out": str(folder), **result.summary})
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from moesim.cli.drawing import draws
 from moesim.cli.output import echo_json
 from moesim.cli.progress import progress
 from moesim.errors import BudgetError, UsageError
@@ -26,7 +27,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(split)
+    app.command()(draws(split))
 
 
 def split(

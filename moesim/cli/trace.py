@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from moesim.cli.complete import of_importers, of_models
+from moesim.cli.drawing import draws
 from moesim.cli.paths import App
 from moesim.cli.routing import locality, redundancy
 from moesim.cli.trace_info import info
@@ -25,12 +26,12 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing 
 def register(app: typer.Typer) -> None:
     """Add the sub-commands of this file to the application."""
     group = App(no_args_is_help=True, help="Show, check, measure, convert and draw traces.")
-    group.command()(info)
+    group.command()(draws(info))
     group.command()(validate)
     group.command()(convert)
     group.command()(synth)
-    group.command()(redundancy)
-    group.command()(locality)
+    group.command()(draws(redundancy))
+    group.command()(draws(locality))
     app.add_typer(group, name="trace")
 
 

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from moesim.cli.drawing import draws
+
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file to the application."""
-    app.command()(validate)
+    app.command()(draws(validate))
 
 
 def validate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moesim.cli.drawing import draws
 from moesim.cli.paths import App
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
     def workload() -> None:
         """Describe files of requests."""
 
-    group.command()(info)
+    group.command()(draws(info))
     app.add_typer(group, name="workload")
 
 

@@ -30,8 +30,10 @@ _COLUMNS: Final = (
 )  # fmt: skip
 
 
-def break_even_chart(planes: Sequence[Plane], speeds: Mapping[Link, str], caption: str) -> Chart:
-    """Return the chart of the planes; `caption` says what was simulated."""
+def break_even_chart(
+    planes: Sequence[Plane], speeds: Mapping[Link, str], caption: str, note: str = ""
+) -> Chart:
+    """Return the chart of the planes; `caption` and, in short, `note` say what was simulated."""
     every = list(dict.fromkeys(plane.link for plane in planes))
     all_depths = sorted({plane.depth for plane in planes})
     links, depths = every[:MOST_PANELS], all_depths[:MOST_PANELS]
@@ -47,6 +49,7 @@ def break_even_chart(planes: Sequence[Plane], speeds: Mapping[Link, str], captio
         _COLUMNS,
         shape=(len(depths), len(links)),
         height_in=0.5 + 1.75 * len(depths),
+        note=note,
         sharex=True,
         sharey=True,
     )

@@ -53,6 +53,11 @@ class Page:
         return compare_runs(self.main.base).caption()
 
     @property
+    def note(self) -> str:
+        """The line inside the figure: requests, seeds, and whose times."""
+        return compare_runs(self.main.base).note()
+
+    @property
     def notes(self) -> list[str]:
         """The notes of the runs without prefetch."""
         return list(dict.fromkeys(note for run in self.main.base for note in run.notes))
@@ -158,7 +163,7 @@ def write_page(page: Page, folder: Path, *, plots: bool = True) -> None:
     """
     charts = []
     if plots:
-        draw = [lambda: break_even_chart(page.planes, page.speeds, page.caption)]
+        draw = [lambda: break_even_chart(page.planes, page.speeds, page.caption, page.note)]
         charts = save_charts(folder / "plots", draw)
     write_csv(folder / "dial.csv", _COLUMNS, page.rows())
     text = json.dumps(page.as_plain(), indent=1, allow_nan=False)

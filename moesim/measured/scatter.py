@@ -25,7 +25,7 @@ _CAPTION: Final = (
 
 
 def draw_scatter(rows: Sequence[Answered], folder: Path) -> None:
-    """Draw `measured.png` and `measured.svg` in `folder`, with their data as CSV.
+    """Draw the figure `measured` in `folder`, with its data as CSV and its caption.
 
     Raises:
         OutputError: the folder cannot be written.

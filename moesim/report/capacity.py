@@ -14,7 +14,9 @@ from moesim.report.panels import (
     MOST_SETTINGS,
     OUTPUT_ONLY,
     about_bounds,
+    about_intervals,
     left_out,
+    line_with_interval,
     named,
     shared_legend,
 )
@@ -60,13 +62,14 @@ def hit_rate_against_capacity(comparison: Comparison) -> Chart | None:
         ("setting", "line", "slots_per_layer", "share_of_experts", "mean", "low", "high", "n"),
         shape=_tiles(len(facets)),
         height_in=3.1 if len(facets) == 1 else 2.5 * _tiles(len(facets))[0],
+        note=comparison.note(),
     )
     looks = styles(comparison)
     late = any(row.mean("late_hits") > 0 for row in comparison.rows)
     for axes, facet in zip(_panels(chart, len(facets)), facets, strict=True):
-        for variant in comparison.variants:
+        for place, variant in enumerate(comparison.variants):
             rows = comparison.series(facet, variant)
-            _line(chart, axes, facet, rows, looks[variant], HITS)
+            _line(chart, axes, facet, rows, looks[variant], HITS, (place, len(looks)))
             if any(row.mean("late_hits") > 0 for row in rows):
                 _with_late(chart, axes, facet, rows, variant, looks[variant])
         for label, of in HIT_LIMITS.items():
@@ -98,21 +101,23 @@ def metrics_against_capacity(comparison: Comparison) -> Chart | None:
          "high", "n"),
         shape=(2 * len(facets), 2),
         height_in=4.0 * len(facets),
+        note=comparison.note(),
     )  # fmt: skip
     looks = styles(comparison)
     for place, facet in enumerate(facets):
         panels = [axes for row in chart.axes[2 * place : 2 * place + 2] for axes in row]
         for axes, metric in zip(panels, metrics, strict=True):
-            for variant in comparison.variants:
+            for number, variant in enumerate(comparison.variants):
                 rows = comparison.series(facet, variant)
-                look = looks[variant]
-                _line(chart, axes, facet, rows, look, metric, metric.label, metric.unit)
+                where = (number, len(looks))
+                _line(chart, axes, facet, rows, looks[variant], metric, where, metric.label,
+                      metric.unit)  # fmt: skip
             if metric.key == THROUGHPUT.key:
                 for label, of in TIME_LIMITS.items():
                     _bound(
                         chart, axes, comparison, facet, label, of, looks, metric.label, metric.unit
                     )
-            axes.set_ylabel(metric.title)
+            axes.set_ylabel(metric.unit)
             title = ", ".join(part for part in (metric.label, facet) if part)
             axes.set_title(drawn(title, TITLE // 2))
             _capacity_axis(axes, [row for row in comparison.rows if row.facet == facet], top=False)
@@ -136,22 +141,16 @@ def _line(
     rows: Sequence[Row],
     look: Style,
     metric: Metric,
+    place: tuple[int, int],
     *extra: str,
 ) -> None:
-    """Draw one variant over capacity with the band of its interval; undefined means leave gaps."""
-    import numpy as np
-
+    """Draw one variant over capacity with its intervals; undefined means leave gaps."""
     if not rows:
         return
-    variant, label = rows[0].variant, rows[0].label
-    size = np.array([row.slots_per_layer for row in rows])
+    variant = rows[0].variant
     estimates = [row.estimate(metric) for row in rows]
-    mean = np.array([e.mean for e in estimates])
-    axes.plot(size, mean, color=look.color, linestyle=look.line, marker=look.marker,
-              markerfacecolor=look.face, label=named(label))  # fmt: skip
-    low, high = np.array([e.low for e in estimates]), np.array([e.high for e in estimates])
-    if (high > low).any():
-        axes.fill_between(size, low, high, color=look.color, alpha=0.18, linewidth=0)
+    sizes = [row.slots_per_layer for row in rows]
+    line_with_interval(axes, sizes, estimates, look, named(rows[0].label), place)
     for row, e in zip(rows, estimates, strict=True):
         share = row.slots_per_layer / row.mean("num_experts")
         interval = (e.low, e.high) if e.half is not None else (None, None)
@@ -255,7 +254,7 @@ def _capacity_axis(axes: Axes, rows: Sequence[Row], *, top: bool = True) -> None
 
 
 def _shaded(comparison: Comparison) -> str:
-    return "Shaded: intervals. " if comparison.has_intervals else ""
+    return about_intervals(len(comparison.variants)) if comparison.has_intervals else ""
 
 
 def _tiles(count: int) -> tuple[int, int]:

@@ -1,8 +1,9 @@
-"""A chart: a figure, the caption under it, and the numbers that it draws.
+"""A chart: a figure, its caption, and the numbers that it draws.
 
-Every chart is saved three times under one name: as PNG, as SVG, and its data as CSV. Equal data
-give equal bytes: files have no dates and no versions, and a fixed hash salt. Figures are
-matplotlib objects made without `pyplot`, which would keep global state.
+Every chart is saved under one name: as PNG, SVG or PDF, its data as CSV, and its caption with the
+command that draws it as Markdown. `moesim.report.drawing` says how. Equal data give equal bytes:
+files have no dates and no versions, and a fixed hash salt. Figures are matplotlib objects made
+without `pyplot`, which would keep global state.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import csv
 import io
 import math
 import textwrap
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from moesim.errors import UsageError
 from moesim.files import whole_file, whole_folder
+from moesim.report.drawing import Size, current
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.textpath import TextPath
 
 __all__ = [
-    "WIDTH_IN",
     "Chart",
     "drawn",
     "grid",
@@ -39,15 +42,14 @@ __all__ = [
     "write_whole",
 ]
 
-WIDTH_IN: Final = 7.0
-"""Width of every figure in inches: the text block of a two-column page."""
-
 MOST_LINES: Final = 4
 """The most lines of a label. A longer label is shortened; the chart's CSV has it in full."""
-# Of captions: characters that fit across a figure, and the height of a line.
+# Of captions: characters that fit across a page, and the height of a line.
 _CHARACTERS: Final = 150
 _CAPTION_POINTS: Final = 6.5
 _LINE_IN: Final = 0.125
+_MARKS: Final = ("synthetic routing", "foreign sizes", "knows the future")
+"""Warnings that stay in the figure, because a picture is copied without its caption."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,22 @@ class Chart:
     caption: str
     columns: tuple[str, ...] = ()
     rows: list[Sequence[Any]] = field(default_factory=list)
+    size: Size = field(default_factory=lambda: current().size)
+    across: int = 1
+    """How many panels are beside each other; a row of more panels is folded."""
+    natural_in: float = 0.0
+    """The height that the content needs in inches; figures of a fixed height have another."""
+
+    def grow(self, inches: float) -> None:
+        """Add `inches` of height, if positive, unless the figure's height is fixed."""
+        if inches > 0:
+            self.natural_in += inches
+            self.figure.set_figheight(self.size.height(self.natural_in))
+
+    @property
+    def panels(self) -> list[Axes]:
+        """Return all panels, row by row."""
+        return [axes for row in self.axes for axes in row]
 
     def record(self, *values: Any) -> None:
         """Add one row of data, with a value for each column."""
@@ -76,22 +94,36 @@ def grid(
     shape: tuple[int, int] = (1, 1),
     height_in: float,
     widths: Sequence[float] | None = None,
+    note: str = "",
+    names_in: float = 0.0,
     **options: Any,
 ) -> Chart:
     """Return a chart with `shape` (rows, columns) panels, `height_in` inches without its caption.
 
-    `columns` names its data, `widths` are relative, `options` go to `Figure.subplots`.
+    `columns` names its data, `widths` are relative, `options` go to `Figure.subplots`. `note` is a
+    line that stays in the figure: the number of requests, and where times are from. A narrow
+    figure has fewer panels in a row. `names_in` are the inches that names at the left take.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = _caption_lines(caption)
-    size = (WIDTH_IN, height_in + _LINE_IN * len(lines) + 0.1)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05))
+    size, across = current().size, current().size.columns(shape[1], names_in)
+    if across == 1 < shape[1]:  # panels below each other
+        caption = caption.replace("Left:", "Top:").replace("Right:", "Bottom:")
+    text = caption if current().captions == "inside" else _note(note, caption)
+    lines = _caption_lines(text, size.width_in)
+    folded = -(-shape[1] // across)
+    natural = height_in * (1 + 0.8 * (folded - 1)) + _LINE_IN * len(lines) + 0.1
+    figure = Figure(
+        figsize=(size.width_in, size.height(natural)),
+        layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.05),
+    )
     FigureCanvasAgg(figure)
-    axes = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options)
-    panels = axes.tolist()
+    if folded == 1:
+        panels = figure.subplots(*shape, squeeze=False, width_ratios=widths, **options).tolist()
+    else:
+        panels = _folded(figure, shape, across, **options)
     if (chosen := _onto.get()) is not None:
         given, row, column = chosen
         panels[row][column] = given
@@ -99,7 +131,9 @@ def grid(
     figure.supxlabel(
         drawn("\n".join(lines)), x=0.008, ha="left", fontsize=_CAPTION_POINTS, color="#444444"
     )
-    return Chart(name, title, figure, panels, caption, tuple(columns))
+    return Chart(
+        name, title, figure, panels, caption, tuple(columns), across=across, natural_in=natural
+    )
 
 
 @contextmanager
@@ -118,17 +152,53 @@ def onto(axes: Axes, row: int = 0, column: int = 0) -> Iterator[None]:
 _onto: ContextVar[tuple[Axes, int, int] | None] = ContextVar("onto", default=None)
 
 
-def _caption_lines(caption: str) -> list[str]:
+def _folded(
+    figure: Figure,
+    shape: tuple[int, int],
+    across: int,
+    *,
+    sharex: Any = False,
+    sharey: Any = False,
+) -> list[list[Axes]]:
+    """Return panels by row, where each row of `shape` is folded into rows of `across` panels."""
+    rows, columns = shape
+    folds = -(-columns // across)
+    places = figure.add_gridspec(rows * folds, across)
+    axes: list[list[Axes]] = []
+    for row in range(rows):
+        axes.append([])
+        for column in range(columns):
+            place = places[row * folds + column // across, column % across]
+            first = axes[0][0] if row or column else None
+            beside = axes[row][0] if column else None
+            panel = figure.add_subplot(
+                place,
+                sharex={"row": beside, True: first, "all": first}.get(sharex),
+                sharey={"row": beside, True: first, "all": first}.get(sharey),
+            )
+            if sharey and column % across:
+                panel.tick_params(labelleft=False)
+            axes[row].append(panel)
+    return axes
+
+
+def _note(note: str, caption: str) -> str:
+    """Return the line that stays in a figure: its note, and the marks that its caption has."""
+    marks = [mark for mark in _MARKS if mark.upper() in caption and mark.upper() not in note]
+    return "; ".join([*([note] if note else []), *(mark.upper() for mark in marks)])
+
+
+def _caption_lines(caption: str, width_in: float) -> list[str]:
     """Return the lines of a caption, all narrower than the figure, as capital letters are wide."""
+    from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
-    from moesim.report.style import HOUSE
-
-    font = FontProperties(family=HOUSE["font.family"], size=_CAPTION_POINTS)
-    room = WIDTH_IN * 72 * 0.975
+    font = FontProperties(family=rcParams["font.family"], size=_CAPTION_POINTS)
+    room = width_in * 72 * 0.975
+    most = current().size.across(_CHARACTERS)
     lines: list[str] = []
-    for characters in range(_CHARACTERS, _CHARACTERS // 3, -5):
+    for characters in range(most, most // 3, -5):
         lines = textwrap.wrap(caption, characters)
         paths = [TextPath((0, 0), drawn(line), prop=font) for line in lines]
         if all(_narrow(path, room) for path in paths):
@@ -151,7 +221,9 @@ def drawn(text: str, width: int = 0) -> str:
     Dollars start no formula, and a leading underscore hides no legend entry. Characters that the
     font lacks are written as their numbers.
     """
-    glyphs = _glyphs()
+    from matplotlib import rcParams
+
+    glyphs = _glyphs(tuple(rcParams["font.family"]))
     text = "".join(c if c == "\n" or ord(c) in glyphs else f"\\u{ord(c):04x}" for c in text)
     if width:
         text = "\n".join(textwrap.wrap(_shortened(text, width * MOST_LINES), width))
@@ -168,13 +240,11 @@ def _shortened(text: str, most: int) -> str:
 
 
 @cache
-def _glyphs() -> frozenset[int]:
-    """Return the code points that the font of the figures has."""
-    from matplotlib.font_manager import findfont, get_font
+def _glyphs(family: tuple[str, ...]) -> frozenset[int]:
+    """Return the code points that the font of a family has."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    from moesim.report.style import HOUSE
-
-    return frozenset(get_font(findfont(HOUSE["font.family"])).get_charmap())
+    return frozenset(get_font(findfont(FontProperties(family=list(family)))).get_charmap())
 
 
 def mark_undefined(axes: Axes, why: str) -> None:
@@ -234,18 +304,58 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def _save(chart: Chart, folder: Path) -> None:
-    chart.figure.savefig(folder / f"{chart.name}.png", metadata={"Software": None})
-    chart.figure.set_layout_engine("none")  # keep the PNG's layout: to compute it again is slow
-    chart.figure.savefig(
-        folder / f"{chart.name}.svg",
-        metadata={
-            "Date": None,  # matplotlib would write today's date and its version
-            "Creator": None,
-            "Title": chart.title,
-            "Description": chart.caption,
-        },
-    )
+    from moesim.report.figure_styles import recolour
+
+    drawing = current()
+    with _fitting(chart):
+        recolour(chart.figure, drawing.style)
+        for kind in drawing.formats:
+            file = folder / f"{chart.name}.{kind}"
+            chart.figure.savefig(file, metadata=_metadata(kind, chart), dpi=chart.size.dpi)
+            chart.figure.set_layout_engine("none")  # keep the layout: to compute it again is slow
     write_csv(folder / f"{chart.name}.csv", chart.columns, chart.rows)
+    write_whole(folder / f"{chart.name}.md", "\n\n".join(_sidecar(chart, drawing.command)) + "\n")
+
+
+@contextmanager
+def _fitting(chart: Chart) -> Iterator[None]:
+    """Raise `UsageError` where the panels of a chart get no room beside its letters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="constrained_layout not applied")
+        try:
+            yield
+        except UserWarning as error:
+            width, height = chart.figure.get_size_inches()
+            raise UsageError(
+                f"the figure {chart.name} does not fit into {width:.3g} x {height:.3g} in; ask for "
+                "a wider --size, or one without a height"
+            ) from error
+
+
+def _metadata(kind: str, chart: Chart) -> dict[str, str | None]:
+    """Return what a file says of itself: matplotlib would write today's date and its version."""
+    by_kind: dict[str, dict[str, str | None]] = {
+        "png": {"Software": None},
+        "svg": {
+            "Date": None, "Creator": None, "Title": chart.title, "Description": chart.caption
+        },
+        "pdf": {
+            "CreationDate": None, "Creator": None, "Producer": None, "Title": chart.title,
+            "Subject": chart.caption,
+        },
+    }  # fmt: skip
+    return by_kind[kind]
+
+
+def _sidecar(chart: Chart, command: str) -> Iterator[str]:
+    """Yield the paragraphs of the file beside a figure: title, caption, and how it is made."""
+    from moesim.report.tabular import escaped
+
+    yield f"# {escaped(chart.title)}"
+    yield escaped(chart.caption)
+    yield f"The numbers are in `{chart.name}.csv`."
+    if command:
+        yield f"The command that draws it:\n\n```sh\n{command}\n```"
 
 
 def _field(value: Any) -> Any:

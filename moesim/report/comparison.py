@@ -33,6 +33,7 @@ from moesim.report.metrics import (
     HITS_LEGEND,
     Metric,
     caveats_sentence,
+    costs,
     costs_sentence,
 )
 from moesim.report.names import policy_label
@@ -261,6 +262,14 @@ class Comparison:
             f"{caveats_sentence(_counted(runs, lambda run: run.caveats))}"
         )
         return " ".join(filter(None, (shared_sentence(runs), text, HITS_LEGEND if hits else "")))
+
+    def note(self) -> str:
+        """Return the line inside every figure: requests and seeds of a point, and whose times."""
+        requests = _spelt(run.text("requests") for run in self.runs)
+        counts = _spelt(str(len(row.runs)) for row in self.rows)
+        plural = "" if counts == "1" else "s"
+        origin = _spelt(map(costs, self.runs))
+        return f"n = {requests} requests, {counts} seed{plural} a point; {origin}"
 
     def _placement(self) -> str:
         """Return the placement policy, with a comma behind it; "" if rows name it, or for copy."""

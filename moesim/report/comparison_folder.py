@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moesim.report.chart import write_whole
 from moesim.report.comparison import Comparison
+from moesim.report.drawing import commanded
 from moesim.report.several import plots_for_comparison
 from moesim.report.tables import as_markdown, write_csvs
 
@@ -30,5 +31,6 @@ def write_comparison(
         OutputError: a file cannot be written.
     """
     write_csvs(comparison, folder)
-    charts = plots_for_comparison(comparison, folder / "plots") if plots else []
+    with commanded(command):
+        charts = plots_for_comparison(comparison, folder / "plots") if plots else []
     write_whole(folder / "compare.md", as_markdown(name, comparison, charts, command, failures))

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.chart import Chart, drawn, grid, save_charts, write_csv, write_whole
 from moesim.report.curve_points import CurvePoint, groups
 from moesim.report.marks import FORESEES, marked
+from moesim.report.metrics import UNDEFINED
 from moesim.report.names import policy_label
-from moesim.report.panels import shared_legend
+from moesim.report.panels import MOST_BANDS, shared_legend
 from moesim.report.style import Style, styles_of
 
 if TYPE_CHECKING:
@@ -90,17 +91,21 @@ def write_curve(report: CurveReport, folder: Path, *, plots: bool = True) -> Non
 def curve_chart(report: CurveReport) -> Chart:
     """Draw hit rate against capacity and, where they are known, missed bytes and the bound."""
     panels = [panel for panel in _PANELS if panel.of(report.points[0]) is not None]
-    resampled = report.points[0].hit_rate_low is not None
+    how = "shaded" if len(groups(report.points)) <= MOST_BANDS else "whiskers"
+    resampled = f", with 95 % intervals over requests ({how}): {RESAMPLED}"
+    if report.points[0].hit_rate_low is None:
+        resampled = ""
     chart = grid(
         "curve",
         "Hit rate against capacity",
         "Hits over accesses, the distinct experts of layer events"
-        f"{', with 95 % intervals over requests (shaded): ' + RESAMPLED if resampled else ''}. "
+        f"{resampled}. "
         f"{'A token is a row of the trace. ' if len(panels) > 1 else ''}"
         f"{'Bound: ' + BOUND + '. ' if len(panels) > 2 else ''}{report.caption}",
         ("panel", "policy", "slots_per_layer", "value", "low", "high"),
         shape=(1, len(panels)),
         height_in=2.6,
+        note=f"n = {report.about.get('requests', UNDEFINED)} requests; replayed, not timed",
     )
     labels = {
         policy: marked(policy_label(policy), FORESEES if policy in report.foresees else "")
@@ -108,8 +113,9 @@ def curve_chart(report: CurveReport) -> Chart:
     }
     looks = styles_of([policy_label(policy) for policy in labels])
     for axes, panel in zip(chart.axes[0], panels, strict=True):
-        for policy, points in groups(report.points).items():
-            _line(chart, axes, panel, points, labels[policy], looks[policy_label(policy)])
+        for number, (policy, points) in enumerate(groups(report.points).items()):
+            look, place = looks[policy_label(policy)], (number, len(labels))
+            _line(chart, axes, panel, points, labels[policy], look, place)
         axes.set_xlabel("expert slots per layer")
         axes.set_ylabel(panel.title)
         axes.set_ylim(bottom=0)
@@ -120,7 +126,13 @@ def curve_chart(report: CurveReport) -> Chart:
 
 
 def _line(
-    chart: Chart, axes: Axes, panel: _Panel, points: Sequence[CurvePoint], label: str, look: Style
+    chart: Chart,
+    axes: Axes,
+    panel: _Panel,
+    points: Sequence[CurvePoint],
+    label: str,
+    look: Style,
+    place: tuple[int, int],
 ) -> None:
     slots = [float(point.capacity) for point in points]
     values = [panel.of(point) or 0.0 for point in points]
@@ -132,9 +144,31 @@ def _line(
     ends = [panel.ends(point) for point in points]
     if None not in ends:
         low, high = zip(*(pair for pair in ends if pair is not None), strict=True)
-        axes.fill_between(slots, low, high, color=look.color, alpha=0.15, linewidth=0)
+        _interval(axes, (slots, values, low, high), look, place, every)
     for point, value, pair in zip(points, values, ends, strict=True):
         chart.record(panel.name, point.policy, point.capacity, value, *(pair or (None, None)))
+
+
+def _interval(
+    axes: Axes,
+    sides: tuple[Sequence[float], ...],
+    look: Style,
+    place: tuple[int, int],
+    every: int,
+) -> None:
+    """Draw the intervals of a line: a band, or whiskers at few points if there are many lines."""
+    slots, values, low, high = sides
+    if place[1] <= MOST_BANDS:
+        axes.fill_between(slots, low, high, color=look.color, alpha=0.15, linewidth=0)
+        return
+    # Each line has its whiskers at other points, so that they do not cover each other.
+    step = max(every, min(place[1], len(slots) // 2), 1)
+    chosen = range(place[0] % step, len(slots), step)
+    axes.errorbar(
+        [slots[i] for i in chosen], [values[i] for i in chosen],
+        yerr=([values[i] - low[i] for i in chosen], [high[i] - values[i] for i in chosen]),
+        color=look.color, linestyle="", elinewidth=0.8, capsize=1.8, capthick=0.8,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,20 @@ if TYPE_CHECKING:
 
     Sample = NDArray[np.float64]
 
-__all__ = ["cdf", "in_window", "latencies_ns", "latency_axis", "latency_scale"]
+__all__ = [
+    "PERCENTILES",
+    "cdf",
+    "in_window",
+    "latencies_ns",
+    "latency_axis",
+    "latency_scale",
+    "percentiles",
+]
 
 # More points than a figure has pixels would only make files larger.
 POINTS: Final = 1000
+PERCENTILES: Final = (50, 95, 99)
+"""The percentiles that are marked on a curve."""
 LATENCIES: Final = {
     "ttft": "time to first token",
     "tpot": "time per output token",
@@ -28,20 +38,27 @@ LATENCIES: Final = {
 def latencies_ns(run: Run) -> dict[str, Sample]:
     """Return latencies in nanoseconds under "ttft", "tpot", "itl" and "e2e".
 
+    "ttft_queue" and "ttft_service" are the parts of each TTFT, before and from the first step on.
     Each has one entry per request that finished in the run's window, except that "itl" has one per
     gap between tokens. TPOT, the mean gap after the first token, leaves out requests with fewer
     than two tokens.
     """
     import numpy as np
 
-    columns = ("arrival_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns")
+    columns = (
+        "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns"
+    )  # fmt: skip
     table = run.table("requests", columns)
-    arrival, first, finish, tokens = (table[column].astype(np.int64) for column in columns[:4])
+    arrival, begun, first, finish, tokens = (
+        table[column].astype(np.int64) for column in columns[:5]
+    )
     inside = in_window(run, finish)
     done = inside & (finish >= 0) & (first >= 0)
     many = done & (tokens > 1)
     return {
         "ttft": (first - arrival)[done].astype(np.float64),
+        "ttft_queue": (begun - arrival)[done].astype(np.float64),
+        "ttft_service": (first - begun)[done].astype(np.float64),
         "tpot": (finish - first)[many] / (tokens[many] - 1),
         "itl": _gaps(table["token_ns"][inside]),
         "e2e": (finish - arrival)[done].astype(np.float64),
@@ -64,6 +81,13 @@ def _gaps(token_ns: NDArray[Any]) -> Sample:
 
     gaps = [np.diff(np.asarray(times, np.int64)) for times in token_ns if times is not None]
     return np.concatenate(gaps).astype(np.float64) if gaps else np.empty(0)
+
+
+def percentiles(sample: Sample) -> Sample:
+    """Return the `PERCENTILES` of a sample, interpolated linearly as in `summary.json`."""
+    import numpy as np
+
+    return np.percentile(sample, PERCENTILES)
 
 
 def cdf(sample: Sample) -> tuple[Sample, Sample]:

@@ -15,11 +15,13 @@ from moesim.report.metrics import (
     E2E,
     HITS,
     LATE_HITS,
+    MISSES,
     THROUGHPUT,
     TTFT,
     Metric,
     number,
     run_caption,
+    run_note,
 )
 from moesim.report.runs import Run
 from moesim.report.tabular import Cell, Table
@@ -27,7 +29,7 @@ from moesim.report.tabular import Cell, Table
 __all__ = ["Divided", "division_records", "division_table", "write_division"]
 
 PREEMPTIONS: Final = Metric("preemptions", "preemptions", "count")
-_METRICS: Final = (THROUGHPUT, DECODE, TTFT, E2E, HITS, LATE_HITS, PREEMPTIONS)
+_METRICS: Final = (THROUGHPUT, DECODE, TTFT, E2E, HITS, LATE_HITS, MISSES, PREEMPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def _chart(rows: Sequence[Divided], best: Divided, goal: str, name: str) -> Char
         ("kv_share", "kv_tokens", "slots", "as_written", *(metric.key for metric in metrics)),
         shape=(2, 2),
         height_in=4.4,
+        note=run_note(best.run),
         sharex=True,
     )
     panels = [axes for line in chart.axes for axes in line]

@@ -53,6 +53,7 @@ def _draw_layers(found: Findings, about: str) -> Chart:
         _COLUMNS,
         shape=(1, 3),
         height_in=2.4,
+        note=about,
     )
     entropy, skew, overlap = chart.axes[0]
     layers = [one.layer for one in found.layers]
@@ -84,6 +85,7 @@ def _draw_reuse(found: Findings, about: str) -> Chart:
         f"pooled. Dashed: tokens shuffled over the requests of their domain. {about}",
         ("distance_tokens", "share", "shuffled_share"),
         height_in=2.4,
+        note=about,
     )
     (axes,) = chart.axes[0]
     one = found.reuse
@@ -116,6 +118,7 @@ def _draw_unions(found: Findings, about: str) -> Chart:
         f"above a line, r = union / slots exceeds 1. {about}",
         ("batch", "experts", "independent", "uniform", "r_eighth", "r_quarter", "r_half"),
         height_in=2.6,
+        note=about,
     )
     (axes,) = chart.axes[0]
     batches = [one.batch for one in found.unions]
@@ -151,6 +154,7 @@ def _draw_recall(found: Findings, about: str) -> Chart:
         f"trace holds. {about}",
         ("predictor", "depth", "recall"),
         height_in=2.4,
+        note=about,
     )
     (axes,) = chart.axes[0]
     depths = [one.depth for one in found.foresight]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.chart import Chart, grid, mark_undefined
 from moesim.report.lane_names import LANES, lanes_of
-from moesim.report.metrics import run_caption
+from moesim.report.metrics import run_caption, run_note
 from moesim.report.runs import Run
 from moesim.report.style import KINDS
 
@@ -61,6 +61,7 @@ def lane_timeline(run: Run) -> Chart:
         f"{text} {run_caption(run)}",
         COLUMNS,
         height_in=1.0 + 0.5 * len(lanes),
+        note=run_note(run),
     )
     axes = chart.axes[0][0]
     if window is None:

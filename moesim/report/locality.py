@@ -123,6 +123,7 @@ def temporal_distance(
         ("domain", "distance_tokens", "uses", "share", "null_uses", "null_share"),
         shape=(1, 2),
         height_in=2.7,
+        note=about,
     )
     near, layers = chart.axes[0]
     for domain, color, marker in zip(shown, COLORS, MARKERS, strict=False):

@@ -33,6 +33,7 @@ __all__ = [
     "error_bar",
     "number",
     "run_caption",
+    "run_note",
     "saved_text",
 ]
 
@@ -63,6 +64,11 @@ class Metric:
     def title(self) -> str:
         """Return label and unit, for the head of a column or the label of an axis."""
         return f"{self.label} ({self.unit})"
+
+    @property
+    def two_lines(self) -> str:
+        """Return label and unit below each other, for narrow panels."""
+        return f"{self.label}\n({self.unit})"
 
     def of(self, run: Run) -> float:
         """Return the value in `unit`; NaN where the run leaves it undefined."""
@@ -173,6 +179,12 @@ def run_caption(run: Run) -> str:
     """Return the text under every figure of one run: its marks, setting, costs and caveats."""
     parts = (routing_sentence(run), foresight_sentence(run), _setting(run))
     return " ".join(filter(None, parts))
+
+
+def run_note(run: Run) -> str:
+    """Return the line inside every figure of one run: how many requests, and whose times."""
+    requests = run.text("window_requests" if run.windowed else "requests")
+    return f"n = {requests} requests{' in the window' if run.windowed else ''}; {costs(run)}"
 
 
 def saved_text(run: Run) -> str:

@@ -149,6 +149,7 @@ def transition_matrix(pair: Transitions, *, about: str, seed: int) -> Chart:
         ("which", "state_before", "state_after", "probability", "tokens_before"),
         shape=(1, 2),
         height_in=1.3 + 2.9 * max(8, rows) / MOST_STATES,
+        note=about,
         sharey=True,
     )
     recorded, chance = pair.matrix(MOST_STATES), null.matrix(MOST_STATES)
@@ -185,6 +186,7 @@ def mutual_information(pairs: Sequence[Redundancy], *, about: str) -> Chart:
         (*PAIR, *MEASURES),
         shape=(1, 2),
         height_in=2.6,
+        note=about,
     )
     for pair in pairs:
         chart.record(*_measures(pair))

@@ -109,6 +109,7 @@ def requests_chart(file: RequestFile, name: str) -> Chart:
         ("panel", "line", "x", "y"),
         shape=(1, 3),
         height_in=2.6,
+        note=f"n = {len(file.requests):,} requests",
     )
     lengths, gaps, times = chart.axes[0]
     for label, color, values in (

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.chart import Chart, drawn, grid, save_charts
 from moesim.report.comparison import Comparison, Row
-from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis
+from moesim.report.distribution import (
+    LATENCIES,
+    PERCENTILES,
+    cdf,
+    latencies_ns,
+    latency_axis,
+    percentiles,
+)
 from moesim.report.lane_names import causes_of
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import DECODE, HITS, LATE_HITS, MISSES, THROUGHPUT, TTFT, Metric
 from moesim.report.panels import (
     MOST_SETTINGS,
+    NARROW_IN,
     OUTPUT_ONLY,
     about_bounds,
     left_out,
@@ -31,7 +39,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["latency_cdfs", "plots_for_comparison", "side_by_side", "stalls_side_by_side"]
+__all__ += ["ttft_side_by_side"]
 
+NAMES_IN: Final = 1.5
+"""Inches that the names of variants take."""
 ACROSS: Final = 60
 """Characters of a title across the figure."""
 SIDE_BY_SIDE: Final = tuple(metric.key for metric in (DECODE, THROUGHPUT, TTFT, HITS))
@@ -55,6 +66,7 @@ def plots_for_comparison(comparison: Comparison, folder: Path) -> list[Chart]:
         metrics_against_number,
         side_by_side,
         latency_cdfs,
+        ttft_side_by_side,
         stalls_side_by_side,
     )
     return save_charts(folder, [partial(chart, comparison) for chart in charts])
@@ -83,19 +95,21 @@ def side_by_side(comparison: Comparison) -> Chart:
         ("setting", "metric", "unit", "variant", "mean", "low", "high", "n"),
         shape=(len(settings), len(metrics)),
         height_in=0.3 + len(settings) * (0.55 + rows_in(names) * len(variants)),
+        note=comparison.note(),
+        names_in=NAMES_IN,
         sharey="row",
     )
     looks = styles(comparison)
     for panels, setting in zip(chart.axes, settings, strict=True):
         rows = comparison.within(setting)
-        for axes, metric in zip(panels, metrics, strict=True):
+        for column, (axes, metric) in enumerate(zip(panels, metrics, strict=True)):
             _dots(chart, axes, setting, rows, metric, looks)
-            axes.xaxis.set_major_locator(MaxNLocator(2 if late else 4, steps=[1, 2, 5, 10]))
-            axes.tick_params(left=axes is panels[0])
+            axes.xaxis.set_major_locator(MaxNLocator(3 if late else 4, steps=[1, 2, 2.5, 5, 10]))
+            axes.tick_params(left=not column % chart.across)
             if late:  # five narrow panels
                 axes.tick_params(axis="x", labelsize=7)
-            if setting == settings[-1]:
-                axes.set_xlabel(metric.title)
+            if setting == settings[-1] or chart.across < len(metrics):
+                axes.set_xlabel(_below(metric, chart))
         panels[0].set_yticks(range(len(rows)), _names(rows))
         panels[0].set_ylim(len(rows) - 0.5, -0.5)  # reversed: the first variant on top
         if setting:
@@ -113,6 +127,12 @@ def _has_late(comparison: Comparison) -> bool:
     return any(row.mean("late_hits") > 0 for row in comparison.rows)
 
 
+def _below(metric: Metric, chart: Chart) -> str:
+    """Return the label below a panel, in short lines where the panel is narrow."""
+    narrow = chart.size.width_in < NARROW_IN and chart.across > 1
+    return drawn(metric.title, 12) if narrow else metric.two_lines
+
+
 def latency_cdfs(comparison: Comparison) -> Chart:
     """Draw the latency distributions of all variants, with the requests of all seeds pooled."""
     settings = _chosen(comparison.settings)
@@ -121,10 +141,12 @@ def latency_cdfs(comparison: Comparison) -> Chart:
         "latency_cdf",
         "Latency distributions",
         f"Latency distributions{left_out(comparison.settings, settings)}, the requests of all "
-        f"seeds pooled. {comparison.caption(intervals=False)}",
+        "seeds pooled. Markers are at p50, p95 and p99 of each. "
+        f"{comparison.caption(intervals=False)}",
         ("setting", "latency", "variant", "value_ns", "share"),
         shape=(len(settings), len(names)),
         height_in=0.4 + 1.85 * len(settings),
+        note=comparison.note(),
         sharey=True,
     )
     looks = styles(comparison)
@@ -143,41 +165,77 @@ def latency_cdfs(comparison: Comparison) -> Chart:
 
 def stalls_side_by_side(comparison: Comparison) -> Chart:
     """Draw one bar per variant: the GPU lane's seconds by what it did or waited for."""
+    causes = causes_of(comparison.runs)
+    parts = [("compute", "busy_s", "#0072B2", "")]
+    parts += [(label, f"stall_{cause}_s", *STALLS[cause]) for cause, label in causes.items()]
+    parts += [("idle", "idle_s", "#FFFFFF", "")]
+    return _stacked(
+        comparison, "stall_breakdown", "Stalls by cause",
+        "Time of the GPU lane by what it did or waited for{of}. Idle: no step in progress.",
+        parts, "time (s)",
+    )  # fmt: skip
+
+
+def ttft_side_by_side(comparison: Comparison) -> Chart:
+    """Draw one bar per variant: the mean TTFT in seconds, split into queueing and service."""
+    parts = [
+        ("queued", "ttft_queue_mean_ms", "#CFC3EE", "////"),
+        ("served", "ttft_service_mean_ms", "#0072B2", ""),
+    ]
+    return _stacked(
+        comparison, "ttft_split", "Time to first token",
+        "Mean time to first token{of}. Queued: until the first step that serves the request. "
+        "Served: from there to the first token.",
+        parts, "mean TTFT (s)", 1e-3,
+    )  # fmt: skip
+
+
+Part = tuple[str, str, str, str]
+"""A part of a stacked bar: its label, its key, its colour and its hatch."""
+
+
+def _stacked(
+    comparison: Comparison,
+    name: str,
+    title: str,
+    caption: str,
+    parts: Sequence[Part],
+    axis: str,
+    scale: float = 1.0,
+) -> Chart:
+    """Draw one bar per variant, of parts whose means times `scale` are seconds."""
     settings = _chosen(comparison.settings)
     variants = comparison.variants
     names = [row.label for row in comparison.rows]
+    of = f", mean over seeds{left_out(comparison.settings, settings)}"
     chart = grid(
-        "stall_breakdown",
-        "Stalls by cause",
-        f"Time of the GPU lane by what it did or waited for, mean over seeds"
-        f"{left_out(comparison.settings, settings)}. Idle: no step in progress. "
-        f"{comparison.caption(intervals=False)}",
+        name,
+        title,
+        f"{caption.format(of=of)} {comparison.caption(intervals=False)}",
         ("setting", "variant", "part", "seconds"),
         shape=(1, len(settings)),
         height_in=1.0 + 0.03 * len(variants) + rows_in(names) * len(variants),
+        note=comparison.note(),
+        names_in=NAMES_IN,
         sharex=True,
     )
-    parts = [("compute", "busy_s", "#0072B2", "")]
-    causes = causes_of(comparison.runs)
-    parts += [(label, f"stall_{cause}_s", *STALLS[cause]) for cause, label in causes.items()]
-    parts += [("idle", "idle_s", "#FFFFFF", "")]
     longest = 0.0  # of all panels, which share their axis: lengths must compare across settings
     for column, (axes, setting) in enumerate(zip(chart.axes[0], settings, strict=True)):
         rows = comparison.within(setting)
         left = [0.0] * len(rows)
         for label, key, color, hatch in parts:
-            values = [row.mean(key) for row in rows]
+            values = [scale * row.mean(key) for row in rows]
             lengths = [0.0 if value != value else value for value in values]
             axes.barh(range(len(rows)), lengths, left=left, color=color, hatch=hatch, height=0.72,
                       edgecolor="#444444", linewidth=0.4, label=label)  # fmt: skip
             left = [start + value for start, value in zip(left, lengths, strict=True)]
             for row, value in zip(rows, values, strict=True):
                 chart.record(setting, row.variant, label, value)
-        axes.set_yticks(range(len(rows)), _names(rows) if not column else [])
+        axes.set_yticks(range(len(rows)), _names(rows) if not column % chart.across else [])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         longest = max(longest, *left)
-        axes.tick_params(left=not column)
-        axes.set_xlabel("time (s)")
+        axes.tick_params(left=not column % chart.across)
+        axes.set_xlabel(axis)
         axes.grid(False, axis="y")
         if setting:
             axes.set_title(drawn(setting, ACROSS // len(settings)))
@@ -248,13 +306,19 @@ def _overlay(
         values, shares = cdf(sample)
         look = looks[row.variant]
         start = [values[0] / scale] if len(values) else []
-        # Markers at distances along the curve: one at each of its points would hide the line.
-        axes.plot([*start, *values / scale], [*(0 for _ in start), *shares],
-                  label=named(row.label), color=look.color, linestyle=look.line,
-                  drawstyle="steps-post", marker=look.marker, markerfacecolor=look.face,
-                  markersize=3.5, markevery=(0.08, 0.23))  # fmt: skip
+        axes.plot([*start, *values / scale], [*(0 for _ in start), *shares], color=look.color,
+                  linestyle=look.line, drawstyle="steps-post")  # fmt: skip
+        marks = percentiles(sample) / scale if len(sample) else ()
+        axes.plot(marks, [percent / 100 for percent in PERCENTILES[: len(marks)]],
+                  color=look.color, linestyle="", marker=look.marker, markerfacecolor=look.face,
+                  markersize=4)  # fmt: skip
+        # The legend has line and marker together.
+        axes.plot([], [], label=named(row.label), color=look.color, linestyle=look.line,
+                  marker=look.marker, markerfacecolor=look.face, markersize=4)  # fmt: skip
         for value, share in zip(values.tolist(), shares.tolist(), strict=True):
             chart.record(setting, name, row.variant, value, share)
+    for percent in PERCENTILES:
+        axes.axhline(percent / 100, color="#BBBBBB", linewidth=0.5, zorder=1)
     axes.set_xlabel(f"{LATENCIES[name]} ({unit})")
 
 

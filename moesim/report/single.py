@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
 from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis, latency_scale
+from moesim.report.drawing import commanded
 from moesim.report.lane_names import STALL_CAUSES, causes_of, lanes_of
 from moesim.report.lanes import lane_timeline
-from moesim.report.metrics import HITS_LEGEND, run_caption
+from moesim.report.metrics import HITS_LEGEND, run_caption, run_note
 from moesim.report.runs import Run, load_run
 from moesim.report.style import OUTCOMES, STALLS
 
@@ -29,8 +31,8 @@ QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
     """Draw every chart of a run into `folder` (default: the run's `plots`) and return the folder.
 
-    The charts are `latency_cdf`, `stall_breakdown`, `hits_by_layer` and `lane_timeline`, each as
-    PNG, SVG and CSV. They replace the folder's content.
+    The charts are `latency_cdf`, `stall_breakdown`, `hits_by_layer` and `lane_timeline`, each with
+    its data and its caption. They replace the folder's content.
 
     Raises:
         UsageError: `run_dir` is not a run directory.
@@ -40,7 +42,8 @@ def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path
     run = load_run(run_dir)
     folder = run.path / "plots" if folder is None else as_path(folder)
     charts = (latency_cdf, stall_breakdown, hits_by_layer, lane_timeline)
-    save_charts(folder, [partial(chart, run) for chart in charts])
+    with commanded(shlex.join(["moesim", "report", str(run.path)])):
+        save_charts(folder, [partial(chart, run) for chart in charts])
     return folder
 
 
@@ -49,10 +52,13 @@ def latency_cdf(run: Run) -> Chart:
     chart = grid(
         "latency_cdf",
         "Latency distributions",
-        f"Latency distributions with p50, p95 and p99 marked. {run_caption(run)}",
+        "Latency distributions with p50, p95 and p99 marked. Beside the TTFT its parts: queued, "
+        "until the first step that serves the request, and served, from there to the first token. "
+        f"{run_caption(run)}",
         ("latency", "value_ns", "share"),
         shape=(2, 2),
         height_in=4.0,
+        note=run_note(run),
     )
     samples = latencies_ns(run)
     panels = [axes for row in chart.axes for axes in row]
@@ -73,7 +79,26 @@ def latency_cdf(run: Run) -> Chart:
         axes.set_ylabel(f"share of {len(sample)} {'gaps' if name == 'itl' else 'requests'}")
         for value, share in zip(values, shares, strict=True):
             chart.record(name, float(value), float(share))
+        if name == "ttft":
+            _parts_of_ttft(chart, axes, samples, scale)
     return chart
+
+
+PARTS: Final = {
+    "ttft_queue": ("queued", "#D55E00", (0, (1, 1.2))),
+    "ttft_service": ("served", "#009E73", (0, (4, 1.5))),
+}
+
+
+def _parts_of_ttft(chart: Chart, axes: Axes, samples: dict[str, Any], scale: float) -> None:
+    """Draw the distributions of queueing and service, whose sum is each request's TTFT."""
+    for name, (label, color, line) in PARTS.items():
+        values, shares = cdf(samples[name])
+        axes.plot([0, *values / scale], [0, *shares], drawstyle="steps-post", color=color,
+                  linestyle=line, linewidth=1.1, label=label, zorder=1.8)  # fmt: skip
+        for value, share in zip(values.tolist(), shares.tolist(), strict=True):
+            chart.record(name, value, share)
+    axes.legend(loc="lower right")
 
 
 NO_SAMPLE: Final = {
@@ -98,6 +123,7 @@ def stall_breakdown(run: Run) -> Chart:
         ("scope", "layer", "cause", "seconds"),
         shape=(1, 2),
         height_in=2.7,
+        note=run_note(run),
         widths=(1, 1.7),
     )
     total, by_layer = chart.axes[0]
@@ -143,6 +169,7 @@ def hits_by_layer(run: Run) -> Chart:
         ("layer", "model_layer", "accesses", "hits", "late_hits", "misses",
          *(["elsewhere"] if on_cpu else [])),
         height_in=2.7,
+        note=run_note(run),
     )  # fmt: skip
     axes = chart.axes[0][0]
     table = run.table("layers", chart.columns)

@@ -127,11 +127,13 @@ def styles_of(variants: Sequence[str]) -> dict[str, Style]:
 def house_style() -> Iterator[None]:
     """Apply matplotlib's defaults and `HOUSE` inside the context, then restore the user's style.
 
-    Fonts, sizes and the hash salt are fixed, so equal data give equal bytes.
+    Fonts, sizes and the hash salt are fixed, so equal data give equal bytes. The style that
+    `moesim.report.drawing` has chosen comes on top.
     """
-    from matplotlib import style
+    from moesim.report.drawing import current
+    from moesim.report.figure_styles import style_context
 
-    with style.context(["default", HOUSE]):
+    with style_context(current().style, HOUSE):
         yield
 
 
@@ -166,7 +168,8 @@ HOUSE: Final[dict[str, Any]] = {
     "figure.dpi": 200,
     "savefig.dpi": 200,
     "svg.hashsalt": "moesim",
-    "svg.fonttype": "path",  # shapes, not letters: the reader's fonts change nothing
+    "svg.fonttype": "none",  # letters, not shapes: they can be searched, copied and edited
+    "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "path.simplify": False,
 }
 
@@ -176,10 +179,16 @@ def _look(name: str, taken: dict[str, tuple[str, str]]) -> tuple[str, str]:
     if name.removesuffix(ORACLE) in POLICIES:
         return POLICIES[name.removesuffix(ORACLE)]
     if name not in taken:
-        # Open addressing: from the checksum's colour on, the first that is not taken.
+        # Open addressing: from the checksum's colour on, the first that is used least; the same for
+        # markers with that colour. So up to 56 policies look different.
         checksum = zlib.crc32(name.encode())
-        order = [OTHERS[(checksum + step) % len(OTHERS)] for step in range(len(OTHERS))]
-        used = {color for color, _ in taken.values()}
-        color = next((color for color in order if color not in used), order[0])
-        taken[name] = (color, OTHER_MARKERS[checksum // 8 % len(OTHER_MARKERS)])
+        color = _least_used(OTHERS, checksum, [color for color, _ in taken.values()])
+        markers = [marker for other, marker in taken.values() if other == color]
+        taken[name] = (color, _least_used(OTHER_MARKERS, checksum // 8, markers))
     return taken[name]
+
+
+def _least_used(choices: Sequence[str], start: int, used: Sequence[str]) -> str:
+    """Return the choice that is used least; of several, the first from place `start` on."""
+    order = [choices[(start + step) % len(choices)] for step in range(len(choices))]
+    return min(order, key=used.count)

@@ -15,7 +15,15 @@ from moesim.report.chart import Chart, drawn, grid
 from moesim.report.comparison import CAPACITY_KEYS, Comparison, Row
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import DECODE, THROUGHPUT, TTFT, Metric
-from moesim.report.panels import MOST_SETTINGS, OUTPUT_ONLY, left_out, named, shared_legend
+from moesim.report.panels import (
+    MOST_SETTINGS,
+    OUTPUT_ONLY,
+    about_intervals,
+    left_out,
+    line_with_interval,
+    named,
+    shared_legend,
+)
 from moesim.report.style import Style, styles_of
 
 if TYPE_CHECKING:
@@ -79,14 +87,17 @@ def metrics_against_number(comparison: Comparison) -> Chart | None:
     every = list(dict.fromkeys(facet for facet, _ in lines))
     facets = every[:MOST_SETTINGS]
     metrics = [_metric(comparison, key) for key in METRICS]
+    drawn_lines = {line for _, line in lines}
+    shaded = about_intervals(len(drawn_lines)) if comparison.has_intervals else ""
     chart = grid(
         "metrics_swept",
         f"Performance against {swept.key}",
         f"Performance against {swept.label}{left_out(every, facets)}. {OUTPUT_ONLY} "
-        f"{'Shaded: intervals. ' if comparison.has_intervals else ''}{comparison.caption()}",
+        f"{shaded}{comparison.caption()}",
         ("setting", "metric", "unit", "line", swept.key, "number", "mean", "low", "high", "n"),
         shape=(2 * len(facets), 2),
         height_in=4.0 * len(facets),
+        note=comparison.note(),
     )
     looks = styles_of(list(dict.fromkeys(line for _, line in lines)))
     for place, facet in enumerate(facets):
@@ -94,8 +105,9 @@ def metrics_against_number(comparison: Comparison) -> Chart | None:
         for axes, metric in zip(panels, metrics, strict=True):
             for (where, line), rows in lines.items():
                 if where == facet:
-                    _line(chart, axes, facet, line, rows, metric, swept, looks[line])
-            axes.set_ylabel(metric.title)
+                    where_in = (list(looks).index(line), len(looks))
+                    _line(chart, axes, facet, line, rows, metric, swept, looks[line], where_in)
+            axes.set_ylabel(metric.unit)
             title = ", ".join(part for part in (metric.label, facet) if part)
             axes.set_title(drawn(title, TITLE // 2))
             _number_axis(axes, swept)
@@ -137,17 +149,14 @@ def _line(
     metric: Metric,
     swept: Swept,
     look: Style,
+    place: tuple[int, int],
 ) -> None:
     """Draw a line with the band of its interval; undefined means leave gaps."""
     numbers = [number for number, _ in points]
     estimates = [row.estimate(metric) for _, row in points]
     foresees = any(row.knows_the_future for _, row in points)
-    axes.plot(numbers, [e.mean for e in estimates], color=look.color, linestyle=look.line,
-              marker=look.marker, markerfacecolor=look.face,
-              label=named(marked(line, FORESEES if foresees else "")))  # fmt: skip
-    low, high = [e.low for e in estimates], [e.high for e in estimates]
-    if any(above > below for above, below in zip(high, low, strict=True)):
-        axes.fill_between(numbers, low, high, color=look.color, alpha=0.18, linewidth=0)
+    label = named(marked(line, FORESEES if foresees else ""))
+    line_with_interval(axes, numbers, estimates, look, label, place)
     for (number, row), e in zip(points, estimates, strict=True):
         interval = (e.low, e.high) if e.half is not None else (None, None)
         value = row.values[swept.key]

@@ -20,7 +20,7 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
 
-__all__ = ["as_json", "as_markdown", "differences_table", "legend", "means_table"]
+__all__ = ["SPEEDS", "as_json", "as_markdown", "differences_table", "legend", "means_table"]
 __all__ += ["paired_change", "signs", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)

@@ -189,6 +189,7 @@ def predicted_measured(validated: Validated) -> Chart:
         ("panel", "group", "real_ns", "real_p10_ns", "real_p90_ns", "simulated_ns"),
         shape=(1, 3),
         height_in=2.5,
+        note=_note(validated),
     )
     steps, events, requests = (validated.tables[name] for name in TABLES[:3])
     prompts = steps["prefill_tokens"] > 0
@@ -208,6 +209,13 @@ def predicted_measured(validated: Validated) -> Chart:
     return chart
 
 
+def _note(validated: Validated) -> str:
+    """Return how many durations a figure compares."""
+    counts = [len(next(iter(validated.tables[name].values()))) for name in TABLES[:2]]
+    steps, events = counts
+    return f"n = {steps:,} steps, {events:,} layer events; simulated beside measured"
+
+
 def residuals(validated: Validated) -> Chart:
     """Draw the signed errors of steps and layer events against batch size and misses."""
     chart = grid(
@@ -220,6 +228,7 @@ def residuals(validated: Validated) -> Chart:
         ("panel", "by", "value", "error_pct"),
         shape=(2, 2),
         height_in=4.0,
+        note=_note(validated),
         sharey="row",
     )
     import numpy as np

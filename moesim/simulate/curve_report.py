@@ -129,6 +129,7 @@ def _report(
     about: dict[str, Any] = {
         "trace": trace.meta.model if trace.path is None else trace.path.resolve().name,
         "routing": routing,
+        "requests": trace.num_requests,
         "synthetic": trace.meta.synthetic,
         "replay": how,
         "expert": None if size is None else {"bytes": size[0], "source": size[1]},

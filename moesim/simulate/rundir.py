@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -174,12 +175,15 @@ def deciding_files() -> list[Path]:
     ]
 
 
-def _draw(folder: Path, progress: Progress | None = None) -> None:
+def _draw(folder: Path, out: Path, progress: Progress | None = None) -> None:
+    """Draw the plots of the run in `folder`, which is or will be `out`."""
     from moesim.report import plots_for_run
+    from moesim.report.drawing import commanded
 
     if progress is not None:
         progress("figures", 0, 1)
-    plots_for_run(folder)
+    with commanded(shlex.join(["moesim", "report", str(out)])):
+        plots_for_run(folder)
 
 
 def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> Result | None:
@@ -197,7 +201,7 @@ def reuse(scenario: Scenario, out: Path, *, force: bool, draw: bool = False) -> 
         if _fingerprint_in(out) == fingerprint(scenario):
             result = _read(scenario, out)
             if draw and not (out / "plots").is_dir():
-                _draw(out)
+                _draw(out, out)
             return result
     except (OSError, ValueError, KeyError, TypeError, DamagedRun):
         # --force replaces only folders with one of these, so that no unrelated folder is deleted.
@@ -303,7 +307,7 @@ def write(
             )
         # After the manifest: figures are no outputs of the run, and have no hashes in it.
         if draw:
-            _draw(folder, progress)
+            _draw(folder, out, progress)
     return replace(result, path=out)
 
 

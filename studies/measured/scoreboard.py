@@ -29,6 +29,7 @@ from moesim.measured.rows import Measured, Row, read_measured
 from moesim.measured.scatter import draw_scatter
 from moesim.measured.score import GROUPS, error_pct, summary
 from moesim.measured.simulated import Simulated, case_of
+from moesim.report.drawing import Drawing, drawn_as
 from moesim.report.tabular import with_tables
 from moesim.scenario import Scenario
 
@@ -286,9 +287,10 @@ def main() -> None:
     with progress() as show:
         scores, plain = scoreboard(read_measured(options.rows), show)
     scores = rounded(scores)
-    draw_scatter(plain, REPORT)
-    for name in ("measured.csv", "measured.svg"):  # the rows are their authors' to publish
-        (REPORT / name).unlink()
+    with drawn_as(Drawing(formats=("png",))):
+        draw_scatter(plain, REPORT)
+    (REPORT / "measured.csv").unlink()  # the rows are their authors' to publish
+    (REPORT / "measured.md").unlink()
     write_json(REPORT / "scores.json", scores)
     write_json(BY_KIND, {"command": COMMAND, "kinds": scores_by_kind(plain)})
     text = with_tables(DOCUMENT.read_text(encoding="utf-8"), tables_of(scores))

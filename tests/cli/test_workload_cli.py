@@ -49,7 +49,7 @@ def test_out_has_the_json_form_and_the_plots(tmp_path: Path) -> None:
     assert info(file, "--out", out).splitlines()[-1] == str(out)
     assert json.loads((out / "workload.json").read_text())["requests"] == 2
     names = sorted(path.name for path in (out / "plots").iterdir())
-    assert names == ["workload.csv", "workload.png", "workload.svg"]
+    assert names == [f"workload.{kind}" for kind in ("csv", "md", "png", "svg")]
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,8 @@ def test_the_study_prints_all_its_tables_and_draws_its_chart(
     assert "| uniform, geometric, chunked | " in out
     assert "azure" not in out
     assert "are left out" in err
-    assert {file.suffix for file in (tmp_path / "out/plots").iterdir()} == {".png", ".svg", ".csv"}
+    kinds = {file.suffix for file in (tmp_path / "out/plots").iterdir()}
+    assert kinds == {".png", ".svg", ".csv", ".md"}
 
 
 def test_a_missing_azure_trace_is_named_before_any_run(tmp_path: Path) -> None:

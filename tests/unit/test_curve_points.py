@@ -131,7 +131,7 @@ def test_the_files_hold_every_point(tmp_path: Path) -> None:
         assert float(row["bound_ns_per_token"]) == pytest.approx(plain["bound_ns_per_token"])
         assert (row["knows_future"] == "1") is plain["knows_future"] is (point.policy == "min")
     names = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert names == {"curve.png", "curve.svg", "curve.csv"}
+    assert names == {f"curve.{kind}" for kind in ("png", "svg", "csv", "md")}
 
 
 def test_each_axis_of_the_figure_has_a_unit_and_its_data_are_the_points(tmp_path: Path) -> None:

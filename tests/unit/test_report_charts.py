@@ -22,6 +22,7 @@ from moesim.report.capacity import hit_rate_against_capacity, metrics_against_ca
 from moesim.report.chart import save_charts, write_csv
 from moesim.report.comparison import Comparison, _rounded
 from moesim.report.distribution import cdf, latency_scale
+from moesim.report.drawing import Drawing, drawn_as
 from moesim.report.lanes import LEGIBLE, choose_window, lane_timeline
 from moesim.report.several import latency_cdfs, plots_for_comparison, side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
@@ -30,7 +31,10 @@ from moesim.report.style import BOUNDS, HOUSE, LINES, OTHERS, POLICIES, house_st
 RUN_CHARTS = ("hits_by_layer", "lane_timeline", "latency_cdf", "stall_breakdown")
 SWEEP_CHARTS = (
     "hit_rate_capacity", "latency_cdf", "metrics_capacity", "side_by_side", "stall_breakdown",
+    "ttft_split",
 )  # fmt: skip
+INTERVALS = ("hit_rate_capacity", "metrics_capacity", "side_by_side")
+KINDS = ("png", "svg", "csv", "md")
 
 
 def sweep(folder: Path, **changes: object) -> Comparison:
@@ -77,18 +81,19 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path
     return comparison, folder / "plots"
 
 
-def test_a_run_gets_every_chart_as_png_and_svg_with_its_data(drawn: Path) -> None:
+def test_a_run_gets_every_chart_in_all_formats_with_its_data_and_caption(drawn: Path) -> None:
     files = {file.name: file for file in (drawn / "plots").iterdir()}
-    assert set(files) == {f"{name}.{kind}" for name in RUN_CHARTS for kind in ("png", "svg", "csv")}
+    assert set(files) == {f"{name}.{kind}" for name in RUN_CHARTS for kind in KINDS}
     for name in RUN_CHARTS:
         assert files[f"{name}.png"].read_bytes().startswith(b"\x89PNG")
         assert "<svg" in files[f"{name}.svg"].read_text()
+        assert files[f"{name}.md"].read_text().startswith("# ")
         assert read_csv(files[f"{name}.csv"])
     assert max(file.stat().st_size for file in files.values()) < 300_000
 
 
 def test_a_sweep_gets_every_chart(compared: tuple[Comparison, Path]) -> None:
-    expected = {f"{name}.{kind}" for name in SWEEP_CHARTS for kind in ("png", "svg", "csv")}
+    expected = {f"{name}.{kind}" for name in SWEEP_CHARTS for kind in KINDS}
     assert {file.name for file in compared[1].iterdir()} == expected
 
 
@@ -116,6 +121,7 @@ def test_the_users_own_matplotlib_settings_change_nothing_and_stay(
         save_charts(tmp_path / "plots", [chart])
         assert matplotlib.rcParams["font.size"] == 20
     made = digests(tmp_path / "plots")
+    del made["hits_by_layer.md"]  # it says no command here
     assert made.items() <= digests(drawn / "plots").items()
 
 
@@ -144,14 +150,14 @@ def test_what_is_undefined_is_said_and_nothing_breaks(tmp_path: Path) -> None:
         chart = latency_cdf(run)
     texts = [text.get_text() for row in chart.axes for axes in row for text in axes.texts]
     assert texts.count("undefined\n(no request has two tokens)") == 2
-    assert {row[0] for row in chart.rows} == {"ttft", "e2e"}
+    assert {row[0] for row in chart.rows} == {"ttft", "ttft_queue", "ttft_service", "e2e"}
 
 
 def test_a_run_in_which_nothing_is_defined_can_be_drawn(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", requests=0)
     summary = dict.fromkeys(load_run(path).summary)
     again = run_directory(tmp_path / "again", requests=0, summary={**summary, "requests": 0})
-    assert len(list(plots_for_run(again).iterdir())) == 3 * len(RUN_CHARTS)
+    assert len(list(plots_for_run(again).iterdir())) == len(KINDS) * len(RUN_CHARTS)
     comparison = compare_runs(load_runs([path, again]))
     assert plots_for_comparison(comparison, tmp_path / "plots")
 
@@ -259,14 +265,16 @@ def test_one_size_of_the_cache_gives_no_curve(tmp_path: Path) -> None:
         run_directory(tmp_path / policy, policy=policy, point={"cache.policy": policy})
     comparison = compare_runs(load_runs([tmp_path / "lru", tmp_path / "lfu"]))
     charts = plots_for_comparison(comparison, tmp_path / "plots")
-    assert [chart.name for chart in charts] == ["side_by_side", "latency_cdf", "stall_breakdown"]
+    assert [chart.name for chart in charts] == [
+        "side_by_side", "latency_cdf", "ttft_split", "stall_breakdown"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("word", ["SYNTHETIC ROUTING", "W" * 12, "costed as $x_1$"])
 def test_a_caption_stays_inside_its_figure(word: str) -> None:
     from moesim.report.chart import grid
 
-    with house_style():
+    with drawn_as(Drawing(captions="inside")), house_style():
         chart = grid("x", "x", " ".join([word] * 60), ("x",), height_in=2)
         chart.figure.draw_without_rendering()
         (caption,) = [t for t in chart.figure.texts if t.get_text() == chart.figure.get_supxlabel()]
@@ -282,7 +290,7 @@ def test_every_caption_says_requests_seeds_and_what_is_assumed(
     drawn = "12 requests a run, seeds 0, 1; intervals: 95 % t-interval over n = 2"
     pooled = "12 requests a run, seeds 0, 1 (n = 2)"
     for name, caption in captions.items():
-        assert (pooled if name in ("latency_cdf", "stall_breakdown") else drawn) in caption
+        assert (drawn if name in INTERVALS else pooled) in caption
         assert "simulated; costs assumed (datasheet)" in caption
         assert "no error bar: costs are assumed, not measured" in caption
     for name in ("hit_rate_capacity", "side_by_side"):
@@ -398,6 +406,6 @@ def test_captions_are_cut_as_exact_extents_say(
     letters: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caption = " ".join([letters * (1 + number % 7) for number in range(length)])[: 8 * length]
-    lines = chart._caption_lines(caption)
+    lines = chart._caption_lines(caption, 7.0)
     monkeypatch.setattr(chart, "_narrow", lambda path, room: path.get_extents().width <= room)
-    assert chart._caption_lines(caption) == lines
+    assert chart._caption_lines(caption, 7.0) == lines

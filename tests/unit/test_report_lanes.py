@@ -188,7 +188,7 @@ def test_a_swept_number_has_a_line_for_each_policy(trace: Path, tmp_path: Path) 
     chart = metrics_against_number(comparison)
     assert chart is not None
     panel = chart.axes[0][0]
-    assert panel.get_ylabel() == "decode speed (tokens/s per user)"
+    assert panel.get_ylabel() == "tokens/s per user"
     assert panel.get_xlabel() == "largest batch (sequences)"
     lines = {line.get_label(): line for line in panel.get_lines()}
     assert list(lines) == ["copy placement", "cost placement"]

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from run_directories import run_directory
 
-from moesim.report import Comparison, Run, compare_runs, load_run, write_comparison
+from moesim.report import (
+    Comparison,
+    Run,
+    compare_runs,
+    division,
+    load_run,
+    several,
+    write_comparison,
+)
 from moesim.report.capacity import hit_rate_against_capacity, metrics_against_capacity
 from moesim.report.lanes import lane_timeline
 from moesim.report.marks import foreseeing, routing_mark, shared_mark
@@ -285,6 +293,12 @@ def test_late_hits_are_shown_beside_hits_and_never_inside(tmp_path: Path) -> Non
     hits, late = (layers[key].sum() / layers["accesses"].sum() for key in ("hits", "late_hits"))
     assert late > 0
     assert f"all layers: {hits:.1%} hit, {late:.1%} late" in legend
+
+
+def test_wherever_hits_are_shown_late_hits_and_misses_stand_beside_them() -> None:
+    for shown in (HEADLINE, division._METRICS):
+        assert {HITS, LATE_HITS, MISSES} <= set(shown)
+    assert {HITS.key, LATE_HITS.key, MISSES.key} <= set(several.WITH_LATE)
 
 
 def test_min_bounds_hits_only_where_nothing_is_prefetched(tmp_path: Path) -> None:
