@@ -14,7 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = (".png", ".svg", ".jpg")
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".toml": "toml", ".ipynb": "json"}
+LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".json": "json",
+    ".ipynb": "json",
+    ".toml": "toml",
+    ".sh": "bash",
+}
 _LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 
 
@@ -27,8 +35,7 @@ def place(path: str) -> str | None:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
-        readme = f"{path}/README.md"
-        return f"repository/{readme}" if (ROOT / readme).exists() else f"repository/{path}/index.md"
+        return f"repository/{path}/index.md"
     return f"repository/{path}" if path.endswith((".md", *PICTURES)) else f"repository/{path}.md"
 
 
@@ -83,4 +90,7 @@ def reached(starts: Iterable[str], read: Callable[[str], str] = content) -> list
 
 
 def _target(link: str, path: str) -> str:
-    return os.path.normpath(posixpath.join(posixpath.dirname(path), link))
+    """Return the path of the repository that a link of a file leads to: of a folder its README."""
+    target = os.path.normpath(posixpath.join(posixpath.dirname(path), link))
+    readme = f"{target}/README.md"
+    return readme if (ROOT / readme).exists() else target

@@ -25,13 +25,17 @@ def repository() -> Any:
         ("reports/README.md", "repository/reports/README.md"),
         ("reports/measured/measured.png", "repository/reports/measured/measured.png"),
         ("moesim/policies/eviction/lru.py", "repository/moesim/policies/eviction/lru.py.md"),
-        ("scenarios", "repository/scenarios/README.md"),
         ("reports/validation", "repository/reports/validation/index.md"),
         ("docs/no_such_page.md", None),
     ],
 )
 def test_each_file_has_its_place(repository: Any, path: str, place: str | None) -> None:
     assert repository.place(path) == place
+
+
+def test_a_link_to_a_folder_leads_to_its_list_if_it_has_one(repository: Any) -> None:
+    text = "[a](../scenarios) [b](../reports/validation)"
+    assert repository.links(text, "docs/design.md") == ["scenarios/README.md", "reports/validation"]
 
 
 def test_links_lead_to_places_of_the_site_and_others_stay(repository: Any) -> None:
