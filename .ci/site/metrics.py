@@ -45,7 +45,7 @@ def unit(key: str, value: object) -> str:
     if isinstance(value, str | list):
         return "text"
     if key.endswith("_per_s"):
-        return f"{key.removesuffix('_per_s').replace('_', ' ')} a second"
+        return f"{key.removesuffix('_per_s').rpartition('_')[2]} a second"
     return next((name for ending, name in UNITS.items() if key.endswith(ending)), "number")
 
 

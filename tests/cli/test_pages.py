@@ -113,7 +113,8 @@ def options_that_fail(words: list[str]) -> str:
     group, rest = program(), words[1:]
     while commands_of := getattr(group, "commands", None):
         if not rest or rest[0] not in commands_of:
-            return "" if rest[:1] == ["--help"] else f"no command {rest[:1]}"
+            own = {name for parameter in group.params for name in parameter.opts}
+            return "" if {*rest[:1]} & {"--help", *own} else f"no command {rest[:1]}"
         group, rest = commands_of[rest[0]], rest[1:]
     try:
         context = group.context_class(group, info_name="moesim")
@@ -141,6 +142,7 @@ def test_the_check_of_options_sees_a_wrong_one() -> None:
 
     assert "--colour" in why("moesim run x.yaml --colour red")[0]
     assert why("cd x && .venv/bin/moesim ran x.yaml | head -4") == ["", "no command ['ran']", ""]
+    assert why("moesim --version") == [""]
     assert why("moesim models train --out x   # a comment") == [""]
     assert why("moesim search x.yaml --until 'tpot_mean_ms > 3' > out.txt") == ["", ""]
 

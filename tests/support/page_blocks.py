@@ -122,6 +122,7 @@ class Folder:
         environment = os.environ | {
             "PATH": f"{self.path / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
+            "HOME": str(self.path),
             "COLUMNS": "100",
             "MPLBACKEND": "agg",
         }
@@ -139,8 +140,9 @@ class Folder:
     def _moesim(self, words: list[str]) -> str:
         from moesim.cli import app
 
+        environment = {"COLUMNS": "100", "HOME": str(self.path)}  # nothing is left in a home
         with contextlib.chdir(self.path):
-            done = CliRunner().invoke(app, words[1:], env={"COLUMNS": "100"})
+            done = CliRunner().invoke(app, words[1:], env=environment)
         if done.exit_code:
             raise AssertionError(f"exit code {done.exit_code}:\n{words}\n{done.output}")
         return done.stdout
