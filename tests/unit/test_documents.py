@@ -188,33 +188,22 @@ def test_every_column_of_a_run_is_explained() -> None:
     result = result_of(prepare(scenario, tiny_trace(requests=2)))
     _, columns = (ROOT / "docs/results.md").read_text().split("## Columns of the tables")
     for name in ("requests", "steps", "layers", "timeline"):
-        section = next(line for line in columns.split("\n\n") if line.startswith(f"**{name}**"))
+        section = columns.split(f"### {name}\n")[1].split("\n### ")[0]
         assert [key for key in result.table(name) if f"`{key}`" not in section] == []
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
-    text = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
-    monkeypatch.chdir(tmp_path)
-    names = {"ids": np.array([[[3, 5]], [[5, 9]]]), "lengths": [2], "prompts": [1]}
-    exec(code, names)  # the project's own text
-    assert (tmp_path / "traces/mine/trace.json").exists()
-
-
-def test_the_scenario_of_the_readme_is_one() -> None:
-    from yaml import safe_load
-
-    from moesim.scenario import Scenario
-    from moesim.trace import load_trace
-    from moesim.workload.workload import build_workload
-
-    text = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    scenario = Scenario.model_validate(safe_load(code))
-    assert len(build_workload(scenario, load_trace(ROOT / "traces/deep"))) == 16
+def test_the_scores_of_the_readme_are_those_of_the_page_on_measured_rows() -> None:
+    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/measured.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| exam | none")]
+    kinds = ("decode", "prefill", "small batch")
+    cells_of = [[cell.strip() for cell in row] for row in rows]
+    scores = {cells[2]: cells for cells in cells_of if cells[2] in kinds}
+    assert len(scores) == 3
+    for kind, cells in scores.items():
+        predicted, median, within, inside = (cells[column] for column in (4, 5, 8, 9))
+        line = f"| {kind} | {predicted.split()[0]} | {median} | {within} | {inside} |"
+        assert line in readme.splitlines()
 
 
 def test_every_shipped_scenario_is_listed_and_the_quoted_one_is_whole() -> None:
