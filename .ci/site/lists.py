@@ -1,4 +1,4 @@
-"""What a scenario can name: the lists of `moesim list` and `moesim systems` as pages."""
+"""What a scenario can name: the lists of `moesim list` as pages."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def rows(title: str, kind: str, use: str) -> str:
 
 def systems(title: str, use: str) -> str:
     """Return a page of the offloading systems: what each sets, from where, what it leaves out."""
-    parts = [_head(title, "moesim systems", use)]
-    for name, about in listing("systems").items():
+    parts = [_head(title, "moesim list systems", use)]
+    for name, about in listing("list", "systems").items():
         sets = about["sets"].items()
         body = [(f"`{key}`", f"`{one['value']}`", cell(one["source"])) for key, one in sets]
         parts.append(f"## `{name}`\n\n{about['about']}\nSource: {about['source']}\n")
