@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,7 @@ from moesim.cli.output import echo_json
 if TYPE_CHECKING:
     from moesim.report import Comparison
 
-__all__ = ["JsonOption", "PlotsOption", "out_option", "print_comparison"]
+__all__ = ["JsonOption", "PlotsOption", "print_comparison"]
 
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -36,8 +35,3 @@ def print_comparison(
     for note in (SPEEDS, signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
     typer.echo(f"\n{folder}")
-
-
-def out_option(out: Path | str | None) -> list[str]:
-    """Return `--out` for a command line that makes the same again; nothing without it."""
-    return [] if out is None else ["--out", str(out)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from moesim.cli.comparison import out_option
+from moesim.cli.drawing import this_command
 from moesim.cli.output import echo_json
 from moesim.errors import UsageError
 
@@ -39,9 +38,7 @@ def page(paths: Sequence[Path], out: Path | None, *, what_if: bool, as_json: boo
     check_page(file)
     if what_if and len(runs) > 1:
         raise UsageError("--what-if is for the page of one run; name one run directory")
-    asked = ["--what-if"] if what_if else []
-    command = ["moesim", "report", *map(str, paths), "--html", *asked, *out_option(out)]
-    write_page(file, runs, shlex.join(command), _what_ifs(runs[0]) if what_if else None)
+    write_page(file, runs, this_command(), _what_ifs(runs[0]) if what_if else None)
     if as_json:
         echo_json({"out": str(file)})
         return

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
-from moesim.cli.drawing import draws
+from moesim.cli.comparison import JsonOption, PlotsOption, print_comparison
+from moesim.cli.drawing import draws, this_command
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
 from moesim.cli.page import page
@@ -176,7 +175,7 @@ def _report_several(
             comparison,
             folder,
             name=names[0] if len(names) == 1 else "report",
-            command=shlex.join(["moesim", "report", *map(str, paths), *out_option(out)]),
+            command=this_command(),
             plots=plots,
         )
     print_comparison(comparison, str(folder), [], as_json=as_json)
