@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ from moesim.cli.output import echo_json
 if TYPE_CHECKING:
     from moesim.report import Comparison
 
-__all__ = ["JsonOption", "PlotsOption", "print_comparison"]
+__all__ = ["JsonOption", "PlotsOption", "folder_of", "print_comparison"]
 
 PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -35,3 +36,8 @@ def print_comparison(
     for note in (SPEEDS, signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
     typer.echo(f"\n{folder}")
+
+
+def folder_of(paths: Sequence[Path]) -> Path:
+    """Return the default folder of a comparison of finished runs: the only one that was read."""
+    return paths[0] if len(paths) == 1 else Path("runs") / "report"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, print_comparison
+from moesim.cli.comparison import JsonOption, PlotsOption, folder_of, print_comparison
 from moesim.cli.drawing import draws, this_command
 from moesim.cli.gate import gate
 from moesim.cli.output import echo_json
@@ -167,7 +167,7 @@ def _report_several(
     from moesim.report import compare_runs, write_comparison
 
     comparison = compare_runs(runs)
-    folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
+    folder = out or folder_of(paths)
     names = list(dict.fromkeys(run.text("name") for run in runs))
     check_writable(folder)
     with exclusive(folder, inside=True), progress("tables and figures" if plots else "tables"):
