@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, print_comparison
+from moesim.cli.comparison import print_comparison
 from moesim.cli.drawing import draws, this_command
+from moesim.cli.options import AgainOption, JsonOption, PlotsOption
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
     OnOption,
@@ -60,7 +61,7 @@ def compare(
     ] = None,
     on: OnOption = "local",
     workers: WorkersOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    force: AgainOption = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
     watch: Annotated[

@@ -1,10 +1,10 @@
-"""What `moesim compare` and `moesim report` print of a comparison, and the options of both."""
+"""What `moesim compare` and `moesim report` print of a comparison, and where reports write it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,10 +13,7 @@ from moesim.cli.output import echo_json
 if TYPE_CHECKING:
     from moesim.report import Comparison
 
-__all__ = ["JsonOption", "PlotsOption", "folder_of", "print_comparison"]
-
-PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+__all__ = ["folder_of", "print_comparison"]
 
 
 def print_comparison(

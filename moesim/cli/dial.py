@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.drawing import draws, this_command
+from moesim.cli.options import AgainOption, JsonOption, PlotsOption, SetOption
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
@@ -51,10 +52,7 @@ def dial(
     seeds: Annotated[
         int, typer.Option(min=1, help="Seeds, from the scenario's own on; 2 or more for intervals.")
     ] = 3,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     out: Annotated[
         Any,
         typer.Option(
@@ -65,9 +63,9 @@ def dial(
     ] = None,
     on: OnOption = "local",
     workers: WorkersOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figure.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    force: AgainOption = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what recall and precision a predictor needs, so that prefetch saves time.
 

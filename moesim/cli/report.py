@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, folder_of, print_comparison
+from moesim.cli.comparison import folder_of, print_comparison
 from moesim.cli.drawing import draws, this_command
 from moesim.cli.gate import gate
+from moesim.cli.options import JsonOption, PlotsOption
 from moesim.cli.output import echo_json
 from moesim.cli.page import page
 from moesim.cli.points import check_writable
