@@ -13,6 +13,7 @@ from typing import Any, Final
 from moesim.config.spelling import exact
 from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
+from moesim.report.embedded import embedded, other_files
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import SAVED, UNDEFINED, Metric
@@ -76,9 +77,8 @@ def as_markdown(
     if charts:
         parts.append("## Figures")
         for chart in charts:
-            parts.append(f"### {chart.title}\n\n![{chart.title}](plots/{chart.name}.png)")
-            files = f"([SVG](plots/{chart.name}.svg), [data](plots/{chart.name}.csv))"
-            parts.append(f"{escaped(chart.caption)} {files}")
+            parts.append(f"### {chart.title}\n\n{embedded(chart)}")
+            parts.append(f"{escaped(chart.caption)} ({other_files(chart)})")
     return "\n\n".join(parts) + "\n"
 
 
