@@ -54,6 +54,11 @@ def described(error: Exception) -> str:
     return str(error) if isinstance(error, MoesimError) else f"{type(error).__name__}: {error}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(value: object, most: int = 60) -> str:
     """Return a value for a message, cut at `most` characters.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moesim.cli.complete import of_cards, of_cpus, of_formats, of_models
+from moesim.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from moesim.advice.question import Parts
@@ -87,7 +88,7 @@ def advise(
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="With --this-machine: measure nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[
         str | None,
         typer.Option(help="Also write the answer as one page, which computes other settings."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.complete import of_models
+from moesim.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from moesim.calibrate.profile import Profile
@@ -43,9 +44,7 @@ def calibrate(
     budget: Annotated[str, typer.Option(help="The longest time to measure, like 60s.")] = "60s",
     seed: Annotated[int, typer.Option(help="Seed of the measured workloads.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON instead of a table.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure this machine and write a hardware profile that scenarios can name.
 

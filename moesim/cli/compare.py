@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
-from moesim.cli.drawing import draws
+from moesim.cli.comparison import print_comparison
+from moesim.cli.drawing import draws, this_command
+from moesim.cli.options import AgainOption, JsonOption, PlotsOption
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
     OnOption,
@@ -60,7 +61,7 @@ def compare(
     ] = None,
     on: OnOption = "local",
     workers: WorkersOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
+    force: AgainOption = False,
     plots: PlotsOption = True,
     as_json: JsonOption = False,
     watch: Annotated[
@@ -84,7 +85,8 @@ def compare(
     taken_out = _taken_out(scenario, loaded)
     if not loaded.sweep:
         why = f"--set takes {taken_out} out of its `sweep:`" if taken_out else "has no `sweep:`"
-        command = shlex.join(["moesim", "run", str(scenario), *_sets(overrides or ())])
+        sets = [part for override in overrides or () for part in ("--set", override)]
+        command = shlex.join(["moesim", "run", str(scenario), *sets])
         raise UsageError(
             f"{scenario}: {why}, so there is nothing to compare; run it with: {command}, or add a "
             "sweep, like --set 'sweep.cache.policy=[lru, lfu]'"
@@ -92,11 +94,8 @@ def compare(
     if taken_out:
         typer.echo(f"--set takes {taken_out} out of the sweep", err=True)
     backend = backend_of(on, workers)
-    command = _command(scenario, overrides or (), out, plots=plots)
     with opened(out or Path("runs") / f"{loaded.name}-compare") as output:
-        failures, wrote = _compared(
-            loaded, output, backend, command, force, plots, as_json, watch=watch
-        )
+        failures, wrote = _compared(loaded, output, backend, force, plots, as_json, watch=watch)
     if failures:
         raise typer.Exit(exit_code(failures, wrote=wrote))
 
@@ -105,7 +104,6 @@ def _compared(
     loaded: Scenario,
     output: Output,
     backend: AbstractContextManager[Backend | Cluster],
-    command: str,
     force: bool,
     plots: bool,
     as_json: bool,
@@ -145,7 +143,7 @@ def _compared(
                     comparison,
                     folder,
                     name=loaded.name,
-                    command=command,
+                    command=this_command(),
                     failures=comparison.failures,
                     plots=plots,
                 )
@@ -163,19 +161,3 @@ def _taken_out(file: Path, loaded: Scenario) -> str:
 
     sweep = load_document(file).data.get("sweep") or {}
     return ", ".join(key for key in sweep if key not in loaded.sweep)
-
-
-def _command(
-    scenario: Path, overrides: Sequence[str], out: Path | str | None, *, plots: bool
-) -> str:
-    """Return the command line that makes this comparison; options that change nothing are left out.
-
-    compare.md quotes it. The number of workers, for example, does not change a result.
-    """
-    rest = [] if plots else ["--no-plots"]
-    sets = _sets(overrides)
-    return shlex.join(["moesim", "compare", str(scenario), *sets, *out_option(out), *rest])
-
-
-def _sets(overrides: Sequence[str]) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]

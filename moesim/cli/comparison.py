@@ -1,10 +1,10 @@
-"""What `moesim compare` and `moesim report` print of a comparison, and the options of both."""
+"""What `moesim compare` and `moesim report` print of a comparison, and where reports write it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,10 +13,7 @@ from moesim.cli.output import echo_json
 if TYPE_CHECKING:
     from moesim.report import Comparison
 
-__all__ = ["JsonOption", "PlotsOption", "out_option", "print_comparison"]
-
-PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+__all__ = ["folder_of", "print_comparison"]
 
 
 def print_comparison(
@@ -38,6 +35,6 @@ def print_comparison(
     typer.echo(f"\n{folder}")
 
 
-def out_option(out: Path | str | None) -> list[str]:
-    """Return `--out` for a command line that makes the same again; nothing without it."""
-    return [] if out is None else ["--out", str(out)]
+def folder_of(paths: Sequence[Path]) -> Path:
+    """Return the default folder of a comparison of finished runs: the only one that was read."""
+    return paths[0] if len(paths) == 1 else Path("runs") / "report"

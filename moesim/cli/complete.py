@@ -65,7 +65,7 @@ def _importers() -> Iterable[str]:
 
 
 def _metrics() -> Iterable[str]:
-    from moesim.search.metrics import METRICS
+    from moesim.results.metric_names import METRICS
 
     return METRICS
 

@@ -10,6 +10,7 @@ import typer
 
 from moesim.cli.complete import of_models, of_policies
 from moesim.cli.drawing import draws
+from moesim.cli.options import PlotsIntoOutOption, ReplaceOption
 
 if TYPE_CHECKING:
     from moesim.report.curve import CurveReport
@@ -87,10 +88,8 @@ def curve(
         Path | None,
         typer.Option(help="The folder to write curve.csv, curve.json and plots/ into."),
     ] = None,
-    plots: Annotated[
-        bool, typer.Option("--plots/--no-plots", help="Draw figures into --out.")
-    ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+    plots: PlotsIntoOutOption = True,
+    force: ReplaceOption = False,
     as_json: Annotated[
         bool,
         typer.Option(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.drawing import draws
+from moesim.cli.drawing import draws, this_command
+from moesim.cli.options import AgainOption, JsonOption, PlotsOption, SetOption
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import (
@@ -52,10 +52,7 @@ def dial(
     seeds: Annotated[
         int, typer.Option(min=1, help="Seeds, from the scenario's own on; 2 or more for intervals.")
     ] = 3,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     out: Annotated[
         Any,
         typer.Option(
@@ -66,9 +63,9 @@ def dial(
     ] = None,
     on: OnOption = "local",
     workers: WorkersOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figure.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    force: AgainOption = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what recall and precision a predictor needs, so that prefetch saves time.
 
@@ -92,9 +89,8 @@ def dial(
         loaded = load_scenario(scenario, overrides or ())
         refuse(loaded)
     backend = backend_of(on, workers)
-    command = _command(scenario, overrides or (), grid, out, plots=plots)
     with opened(out or Path("runs") / f"{loaded.name}-dial") as output:
-        page = _simulated(loaded, grid, output, backend, command, force=force, plots=plots)
+        page = _simulated(loaded, grid, output, backend, force=force, plots=plots)
         _print(page, output.shown, as_json=as_json)
 
 
@@ -103,7 +99,6 @@ def _simulated(
     grid: Grid,
     output: Output,
     backend: AbstractContextManager[Backend | Cluster],
-    command: str,
     *,
     force: bool,
     plots: bool,
@@ -132,7 +127,9 @@ def _simulated(
             raise typer.Exit(exit_code(failures, wrote=False))
         with progress("page"):
             runs = {each: load_run(each.point.folder) for each in points}
-            page = Page(loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), command)
+            page = Page(
+                loaded.name, planes_of(runs, grid), _speeds(loaded, grid.links), this_command()
+            )
             write_page(page, folder, plots=plots)
     output.save_rest()
     return page
@@ -153,27 +150,3 @@ def _print(page: Page, folder: str, *, as_json: bool) -> None:
 def _speeds(loaded: Scenario, links: Sequence[Link]) -> dict[Link, str]:
     hardware, pinned = loaded.load_hardware(), loaded.hardware.pinned
     return {link: link.name(hardware, pinned=pinned) for link in links}
-
-
-def _command(
-    scenario: Path, overrides: Sequence[str], grid: Grid, out: Path | str | None, *, plots: bool
-) -> str:
-    """Return the command line that makes this page; options that change nothing are left out."""
-    from moesim.dial import Grid
-
-    plain = Grid()
-    options = {
-        "--recall": (grid.recalls, plain.recalls, "{:g}"),
-        "--precision": (grid.precisions, plain.precisions, "{:g}"),
-        "--depth": (grid.depths, plain.depths, "{}"),
-        "--link": (grid.links, plain.links, "{0.text}"),
-    }
-    parts = ["moesim", "dial", str(scenario)]
-    parts += [part for override in overrides for part in ("--set", override)]
-    for name, (values, default, form) in options.items():
-        if values != default:
-            parts += [name, ",".join(form.format(value) for value in values)]
-    if grid.seeds != plain.seeds:
-        parts += ["--seeds", str(grid.seeds)]
-    parts += [] if out is None else ["--out", str(out)]
-    return shlex.join([*parts, *([] if plots else ["--no-plots"])])

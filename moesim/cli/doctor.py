@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
+
+from moesim.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from moesim.doctor import Check
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check the installation and this machine, and run a scenario whose result is known.
 

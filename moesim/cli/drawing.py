@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from moesim.report.drawing import Drawing
 
-__all__ = ["command_line", "draws"]
+__all__ = ["draws", "this_command"]
 
 Captions = Literal["outside", "inside"]
 
@@ -65,8 +65,8 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 
 
 _CONTEXT: Final = "context"
-_CHANGE_NOTHING: Final = frozenset({"as_json", "force", "on", "workers"})
-"""Options that change no figure and no table."""
+_CHANGE_NOTHING: Final = frozenset({"as_json", "as_markdown", "force", "on", "watch", "workers"})
+"""Options that change no figure and no number."""
 
 
 def draws(command: Callable[..., None]) -> Callable[..., None]:
@@ -104,10 +104,19 @@ def _drawing(
     from moesim.report.figure_styles import check_style
 
     check_style(style)
-    return Drawing(parse_size(size), style, captions, parse_formats(formats), command_line(context))
+    return Drawing(
+        parse_size(size), style, captions, parse_formats(formats), _command_line(context)
+    )
 
 
-def command_line(context: typer.Context) -> str:
+def this_command() -> str:
+    """Return the command line of a command that `draws`: what makes its pages and figures again."""
+    from moesim.report.drawing import current
+
+    return current().command
+
+
+def _command_line(context: typer.Context) -> str:
     """Return the command line in progress, with the options that were given, in one spelling."""
     words: list[str] = []
     options: list[str] = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from moesim.cli.drawing import this_command
 from moesim.cli.output import echo_json
 from moesim.errors import ThresholdError, UsageError
 
@@ -42,11 +42,10 @@ def gate(
     thresholds = [parse_threshold(each) for each in fail_if]
     runs = load_runs(paths)
     judgement = judge(runs, load_runs(baselines) if baselines else [], thresholds)
-    command = shlex.join(_command(paths, baselines, fail_if))
     if as_json:
         echo_json(text.as_json(judgement))
     elif as_markdown:
-        typer.echo(text.as_markdown(judgement, command))
+        typer.echo(text.as_markdown(judgement, this_command()))
     else:
         _print(judgement)
     if judgement.exceeded:
@@ -62,9 +61,3 @@ def _print(judgement: Judgement) -> None:
     for sentence in text.sentences(judgement):
         typer.echo(f"- {sentence}")
     typer.echo(f"\n{text.verdict(judgement)}")
-
-
-def _command(paths: Sequence[Path], baselines: Sequence[Path], fail_if: Sequence[str]) -> list[str]:
-    sides = [part for path in baselines for part in ("--baseline", str(path))]
-    limits = [part for each in fail_if for part in ("--fail-if", each)]
-    return ["moesim", "report", *map(str, paths), *sides, *limits]

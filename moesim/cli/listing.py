@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from moesim.cli.complete import of_kinds, of_listed
+from moesim.cli.options import JsonOption
 
 __all__ = ["register"]
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 def register(app: typer.Typer) -> None:

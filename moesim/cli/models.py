@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.extra import ThreadsOption, start_torch
+from moesim.cli.options import ReplaceOption
 from moesim.cli.paths import App
 from moesim.cli.readme import readme
 from moesim.cli.text import CharactersOption, TextOption, corpus_of, spell_text
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from moesim.training import Evaluation, Preset
 
 __all__ = ["register"]
-
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing --out.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -60,7 +59,7 @@ def train(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations.")] = 100,
     characters: CharactersOption = 2_000_000,
     threads: ThreadsOption = None,
-    force: ForceOption = False,
+    force: ReplaceOption = False,
 ) -> None:
     """Train a small language model, dense or with experts, on real text; needs the torch extra.
 
@@ -178,7 +177,7 @@ def prompts(
     fewest: Annotated[int, typer.Option(min=1, help="Fewest tokens to generate.")] = 16,
     most: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 48,
     seed: Annotated[int, typer.Option(min=0, help="Seed of positions and lengths.")] = 0,
-    force: ForceOption = False,
+    force: ReplaceOption = False,
 ) -> None:
     """Cut prompts from text that `models train` holds out.
 

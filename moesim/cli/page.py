@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from moesim.cli.comparison import out_option
+from moesim.cli.comparison import folder_of
+from moesim.cli.drawing import this_command
 from moesim.cli.output import echo_json
-from moesim.errors import UsageError
+from moesim.cli.what_if import what_ifs_of
 
 if TYPE_CHECKING:
     from moesim.report import Run
-    from moesim.results.what_if import WhatIfs
 
 __all__ = ["page"]
 
@@ -37,11 +36,7 @@ def page(paths: Sequence[Path], out: Path | None, *, what_if: bool, as_json: boo
     runs = load_runs(paths)
     file = out or _default(paths, runs)
     check_page(file)
-    if what_if and len(runs) > 1:
-        raise UsageError("--what-if is for the page of one run; name one run directory")
-    asked = ["--what-if"] if what_if else []
-    command = ["moesim", "report", *map(str, paths), "--html", *asked, *out_option(out)]
-    write_page(file, runs, shlex.join(command), _what_ifs(runs[0]) if what_if else None)
+    write_page(file, runs, this_command(), what_ifs_of(runs) if what_if else None)
     if as_json:
         echo_json({"out": str(file)})
         return
@@ -50,14 +45,4 @@ def page(paths: Sequence[Path], out: Path | None, *, what_if: bool, as_json: boo
 
 def _default(paths: Sequence[Path], runs: Sequence[Run]) -> Path:
     """Return the page of a run in its folder, and of a comparison in the folder that was read."""
-    if len(runs) == 1:
-        return runs[0].path / _NAME
-    return (paths[0] if len(paths) == 1 else Path("runs") / "report") / _NAME
-
-
-def _what_ifs(run: Run) -> WhatIfs:
-    from moesim.cli.progress import progress
-    from moesim.simulate.what_if import what_ifs
-
-    with progress() as show:
-        return what_ifs(run, show)
+    return (runs[0].path if len(runs) == 1 else folder_of(paths)) / _NAME

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moesim.cli.comparison import JsonOption, PlotsOption, out_option, print_comparison
-from moesim.cli.drawing import draws
+from moesim.cli.comparison import folder_of, print_comparison
+from moesim.cli.drawing import draws, this_command
 from moesim.cli.gate import gate
+from moesim.cli.options import JsonOption, PlotsOption
 from moesim.cli.output import echo_json
 from moesim.cli.page import page
 from moesim.cli.points import check_writable
@@ -168,7 +168,7 @@ def _report_several(
     from moesim.report import compare_runs, write_comparison
 
     comparison = compare_runs(runs)
-    folder = out or (paths[0] if len(paths) == 1 else Path("runs") / "report")
+    folder = out or folder_of(paths)
     names = list(dict.fromkeys(run.text("name") for run in runs))
     check_writable(folder)
     with exclusive(folder, inside=True), progress("tables and figures" if plots else "tables"):
@@ -176,7 +176,7 @@ def _report_several(
             comparison,
             folder,
             name=names[0] if len(names) == 1 else "report",
-            command=shlex.join(["moesim", "report", *map(str, paths), *out_option(out)]),
+            command=this_command(),
             plots=plots,
         )
     print_comparison(comparison, str(folder), [], as_json=as_json)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
+from moesim.cli.options import PlotsIntoOutOption, ReplaceOption
+
 if TYPE_CHECKING:
     from moesim.report.tabular import Table
     from moesim.trace import Trace
@@ -21,8 +23,6 @@ SYNTHETIC: Final = "SYNTHETIC ROUTING: drawn at random, made by no model. "
 TraceArgument = Annotated[Path, typer.Argument(help="The trace's folder.")]
 OutOption = Annotated[Path | None, typer.Option(help="The folder to write CSV and figures into.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of the shuffles.")]
-PlotsOption = Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures into --out.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing --out.")]
 
 
 def redundancy(
@@ -44,8 +44,8 @@ def redundancy(
         typer.Option(min=1, help="Fewest tokens of a choice whose likeliest next one is shown."),
     ] = 100,
     seed: SeedOption = 0,
-    plots: PlotsOption = True,
-    force: ForceOption = False,
+    plots: PlotsIntoOutOption = True,
+    force: ReplaceOption = False,
 ) -> None:
     """Measure how well a layer's choice of experts predicts the next layer's, beyond chance.
 
@@ -91,8 +91,8 @@ def locality(
         int, typer.Option(min=1, help="Shuffles of tokens that estimate chance.")
     ] = 5,
     seed: SeedOption = 0,
-    plots: PlotsOption = True,
-    force: ForceOption = False,
+    plots: PlotsIntoOutOption = True,
+    force: ReplaceOption = False,
 ) -> None:
     """Measure how often a token reuses the experts of the token before it, beyond chance.
 

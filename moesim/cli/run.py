@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.drawing import draws
+from moesim.cli.options import JsonOption, PlotsOption, SetOption
 
 if TYPE_CHECKING:
     from moesim.cli.progress import Show
@@ -25,19 +26,14 @@ def register(app: typer.Typer) -> None:
 
 def run(
     scenario: Annotated[Path, typer.Argument(help="The scenario's YAML file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The run directory to write (default: runs/NAME-FINGERPRINT)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
-    ] = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
     watch: Annotated[
         bool,
         typer.Option(

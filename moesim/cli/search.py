@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from moesim.cli.complete import of_metrics
+from moesim.cli.options import AgainOption, JsonOption, SetOption
 from moesim.cli.output import echo_json
 from moesim.cli.outputs import Output, opened, path_or_url
 from moesim.cli.points import OnOption, WorkersOption, backend_of
@@ -94,10 +95,7 @@ def search(
         ),
     ] = 0.02,
     seed: Annotated[int, typer.Option(help="Seed of the choice of points.")] = 0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     out: Annotated[
         Any,
         typer.Option(
@@ -109,8 +107,8 @@ def search(
     ] = None,
     on: OnOption = "local",
     workers: WorkersOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Run finished points again.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    force: AgainOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find a threshold or an optimum of a scenario's sweep from few of its runs.
 

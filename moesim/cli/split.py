@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moesim.cli.drawing import draws
+from moesim.cli.options import JsonOption, PlotsOption, SetOption
 from moesim.cli.output import echo_json
 from moesim.cli.progress import progress
 from moesim.errors import BudgetError, UsageError
@@ -39,16 +40,13 @@ def split(
     runs: Annotated[
         int, typer.Option(min=3, max=200, help="The most divisions that are simulated.")
     ] = 12,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write into (default: runs/NAME-split).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Run finished divisions again.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw the figure.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the best division of GPU memory between KV blocks and expert slots.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from moesim.cli.options import PlotsIntoOutOption, ReplaceOption
+
 if TYPE_CHECKING:
     from moesim.report.findings import Verdict
     from moesim.trace import Trace
@@ -32,11 +34,9 @@ def info(
     out: Annotated[
         Path | None, typer.Option(help="The folder to write info.json, layers.csv and plots into.")
     ] = None,
-    plots: Annotated[
-        bool, typer.Option("--plots/--no-plots", help="Draw figures into --out.")
-    ] = True,
+    plots: PlotsIntoOutOption = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of samples and tests.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+    force: ReplaceOption = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, with all measures and verdicts.")
     ] = False,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from moesim.cli.complete import of_cards, of_cpus, of_models
+from moesim.cli.options import JsonOption
 
 __all__ = ["register"]
 
@@ -61,7 +62,7 @@ def twin(
             "ubatch, kv, threads, cpu, ram, pcie; may be repeated.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Learn a machine's read bandwidth and time of a layer from logs, and answer what-ifs.
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from moesim.cli.drawing import draws
+from moesim.cli.options import JsonOption, PlotsOption, SetOption
 
 __all__ = ["register"]
 
@@ -26,10 +27,7 @@ def validate(
     runs: Annotated[
         int, typer.Option(min=1, help="Real runs; fewer than 5 show too little of the spread.")
     ] = 5,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, like cache.policy=lru."),
-    ] = None,
+    overrides: SetOption = None,
     profile: Annotated[
         Path | None,
         typer.Option(help="A profile that `moesim calibrate` measured on this machine."),
@@ -38,10 +36,8 @@ def validate(
         Path | None, typer.Option(help="The folder to write (default: a dated one in runs/).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing folder.")] = False,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw figures.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")
-    ] = False,
+    plots: PlotsOption = True,
+    as_json: JsonOption = False,
     max_step_error: Annotated[
         float | None,
         typer.Option(

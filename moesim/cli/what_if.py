@@ -1,4 +1,4 @@
-"""What `moesim report --what-if` prints: the run simulated again with changes."""
+"""`moesim report --what-if`: one run simulated again with changes, printed or for its page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ from moesim.errors import UsageError
 
 if TYPE_CHECKING:
     from moesim.report import Run
+    from moesim.results.what_if import WhatIfs
 
-__all__ = ["print_what_ifs"]
+__all__ = ["print_what_ifs", "what_ifs_of"]
+
+
+def what_ifs_of(runs: Sequence[Run]) -> WhatIfs:
+    """Simulate the what-ifs of one run, with progress. Raise UsageError for several runs."""
+    from moesim.simulate.what_if import what_ifs
+
+    if len(runs) != 1:
+        raise UsageError(f"--what-if is about one run, and {len(runs)} are named")
+    with progress() as show:
+        return what_ifs(runs[0], show)
 
 
 def print_what_ifs(runs: Sequence[Run], *, as_json: bool) -> None:
@@ -23,13 +34,8 @@ def print_what_ifs(runs: Sequence[Run], *, as_json: bool) -> None:
     from moesim.report.marks import routing_sentence
     from moesim.report.metrics import run_caption
     from moesim.report.tabular import write_tables
-    from moesim.simulate.what_if import what_ifs
 
-    if len(runs) != 1:
-        raise UsageError(f"--what-if is about one run, and {len(runs)} are named")
-    (run,) = runs
-    with progress() as show:
-        found = what_ifs(run, show)
+    found, run = what_ifs_of(runs), runs[0]
     if as_json:
         echo_json({"run": str(run.path), "mark": routing_sentence(run), **text.as_json(found)})
         return

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.drawing import draws
+from moesim.cli.options import JsonOption, PlotsIntoOutOption, ReplaceOption
 from moesim.cli.paths import App
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def info(
     requests: Annotated[
         int | None, typer.Option(min=1, help="Read the first requests only.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     out: Annotated[
         Path | None, typer.Option(help="The folder to write workload.json and plots/ into.")
     ] = None,
-    plots: Annotated[bool, typer.Option("--plots/--no-plots", help="Draw into --out.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+    plots: PlotsIntoOutOption = True,
+    force: ReplaceOption = False,
 ) -> None:
     """Show requests, lengths, rate, burstiness and shared prefixes of a file of requests.
 

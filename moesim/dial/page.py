@@ -16,6 +16,7 @@ from moesim.dial.grid import Link
 from moesim.dial.sentence import ahead, main_link, needed, sentence_of
 from moesim.report.chart import Chart, save_charts, write_csv, write_whole
 from moesim.report.comparison import compare_runs
+from moesim.report.embedded import embedded
 from moesim.report.statistics import Estimate
 from moesim.report.tabular import Table, escaped, markdown
 
@@ -148,7 +149,7 @@ class Page:
             f"ahead.",
         ]
         for chart in charts:
-            parts.append(f"![{chart.title}](plots/{chart.name}.png)")
+            parts.append(embedded(chart))
             parts.append(f"{escaped(chart.caption)} (dial.csv has all numbers.)")
         if self.notes:
             parts.append("\n".join(f"- {escaped(note)}" for note in self.notes))

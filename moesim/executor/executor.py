@@ -20,7 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from moesim.errors import InvariantError, UsageError
+from moesim.errors import InvariantError, UsageError, first_line
 from moesim.executor.attention import KvStore, attach, checked_config
 from moesim.executor.batch import Batch, positions_of
 from moesim.executor.expert_buffers import Early, Pool, StandIn
@@ -321,7 +321,7 @@ class Executor:
         try:
             yield
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UsageError(
                 f"{type(self._model).__name__} cannot be run with its sequences packed into one "
                 f"row and its experts in buffers: {reason}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moesim.errors import OutputError, TraceError, UsageError
+from moesim.errors import OutputError, TraceError, UsageError, first_line
 from moesim.files import as_path
 from moesim.progress import Counter
 from moesim.record.calls import Adapter
@@ -309,7 +309,7 @@ def _refusals(model: Any) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         hint = (
             "; an encoder-decoder needs decoder_start_token_id in its configuration"
             if getattr(model.config, "is_encoder_decoder", False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moesim.errors import UsageError
+from moesim.errors import UsageError, first_line
 
 _OWN_KINDS = (  # on import these modules register their models with transformers
     "moesim.training.readme.model",
@@ -41,7 +41,7 @@ def load_model(
             source, config=config, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: cannot load this model: {_first_line(error)}") from error
+        raise UsageError(f"{name}: cannot load this model: {first_line(error)}") from error
     return model.eval().to(target), _tokenizer(source, options)
 
 
@@ -60,7 +60,7 @@ def load_empty(name: str | Path, *, revision: str | None = None) -> tuple[Any, A
             build = getattr(kind, "from_config", None) or kind._from_config
             model = build(config)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: cannot build this model: {_first_line(error)}") from error
+        raise UsageError(f"{name}: cannot build this model: {first_line(error)}") from error
     return model.eval(), _tokenizer(source, options)
 
 
@@ -124,7 +124,3 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: torch sees no CUDA device here; try cpu")
     return device
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

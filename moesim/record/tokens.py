@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from moesim.errors import UsageError
+from moesim.errors import UsageError, first_line
 from moesim.record.prompts import Prompt
 
 __all__ = ["content_of", "tokens_of"]
@@ -58,7 +58,7 @@ def _chat_tokens(prompt: Prompt, tokenizer: Any) -> Any:
             return_dict=False,
         )
     except (TemplateError, ValueError, TypeError) as error:  # templates refuse some orders of roles
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"{prompt.where}: the chat template refuses these messages: {reason}"
         ) from error

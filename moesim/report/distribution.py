@@ -17,6 +17,7 @@ __all__ = [
     "PERCENTILES",
     "cdf",
     "in_window",
+    "is_wide",
     "latencies_ns",
     "latency_axis",
     "latency_scale",
@@ -90,17 +91,17 @@ def percentiles(sample: Sample) -> Sample:
     return np.percentile(sample, PERCENTILES)
 
 
-def cdf(sample: Sample) -> tuple[Sample, Sample]:
+def cdf(sample: Sample, most: int = POINTS) -> tuple[Sample, Sample]:
     """Return sorted values, and the share of the sample at or below each.
 
-    Samples of more than `POINTS` values are thinned to even steps, with both ends.
+    Samples of more than `most` values are thinned to even steps, with both ends.
     """
     import numpy as np
 
     values = np.sort(sample)
     shares = np.arange(1, len(values) + 1) / max(1, len(values))
-    if len(values) > POINTS:
-        chosen = np.unique(np.rint(np.linspace(0, len(values) - 1, POINTS)).astype(np.int64))
+    if len(values) > most:
+        chosen = np.unique(np.rint(np.linspace(0, len(values) - 1, most)).astype(np.int64))
         values, shares = values[chosen], shares[chosen]
     return values, shares
 
@@ -114,21 +115,29 @@ def latency_scale(largest_ns: float) -> tuple[float, str]:
     return 1.0, "ns"
 
 
+def is_wide(sample: Sample) -> bool:
+    """Return whether the slowest takes over fifty times the median, so that a log axis is due."""
+    import numpy as np
+
+    median = float(np.median(sample))
+    return median > 0 and bool(sample.max() > 50 * median) and bool(sample.min() > 0)
+
+
 def latency_axis(axes: Axes, samples: list[Sample]) -> tuple[float, str]:
     """Set up a latency axis for samples in ns, and return its unit as `latency_scale` does.
 
-    The axis is logarithmic if the slowest takes over fifty times the median, and linear otherwise.
-    A linear axis starts at zero unless all values lie far from it.
+    The axis is logarithmic for samples that are wide, and linear otherwise. A linear axis starts at
+    zero unless all values lie far from it.
     """
     import numpy as np
 
     pooled = np.concatenate([np.empty(0), *samples])
     if not len(pooled):
         return latency_scale(0)
-    largest, median = float(pooled.max()), float(np.median(pooled))
-    if median > 0 and largest > 50 * median and pooled.min() > 0:
+    if is_wide(pooled):
         axes.set_xscale("log")
-        return latency_scale(median)
+        return latency_scale(float(np.median(pooled)))
+    largest = float(pooled.max())
     scale, unit = latency_scale(largest)
     span = largest - float(pooled.min())
     # From zero where it costs little room: lengths then compare as they look.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.chart import Chart, grid, save_charts, write_csv, write_whole
+from moesim.report.embedded import embedded
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
 from moesim.report.tabular import Table, markdown
@@ -64,7 +65,7 @@ def write_study(
         parts.append(markdown(ranking_table(rankings)))
     if plots and rows:
         for chart in save_charts(folder / "plots", [partial(study_errors, rows)]):
-            parts.append(f"![{chart.title}](plots/{chart.name}.png)\n\n{chart.caption}")
+            parts.append(f"{embedded(chart)}\n\n{chart.caption}")
     write_whole(folder / "study.md", "\n\n".join(parts) + "\n")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from moesim.config.spelling import exact
 from moesim.report.chart import Chart, write_csv
 from moesim.report.comparison import Comparison, Row
+from moesim.report.embedded import embedded, other_files
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import SAVED, UNDEFINED, Metric
@@ -20,8 +21,8 @@ from moesim.report.runs import Run
 from moesim.report.statistics import Estimate, difference, estimate
 from moesim.report.tabular import Cell, Table, escaped, markdown
 
-__all__ = ["SPEEDS", "as_json", "as_markdown", "differences_table", "legend", "means_table"]
-__all__ += ["paired_change", "signs", "tables", "write_csvs"]
+__all__ = ["SPEEDS", "as_json", "as_markdown", "difference_cell", "differences_table"]
+__all__ += ["legend", "means_table", "paired_change", "signs", "tables", "write_csvs"]
 
 BOUND: Final = Metric("min_hit_rate", "MIN bound", "% hits", 100)
 NO_BOUND: Final = "no bound"
@@ -76,9 +77,8 @@ def as_markdown(
     if charts:
         parts.append("## Figures")
         for chart in charts:
-            parts.append(f"### {chart.title}\n\n![{chart.title}](plots/{chart.name}.png)")
-            files = f"([SVG](plots/{chart.name}.svg), [data](plots/{chart.name}.csv))"
-            parts.append(f"{escaped(chart.caption)} {files}")
+            parts.append(f"### {chart.title}\n\n{embedded(chart)}")
+            parts.append(f"{escaped(chart.caption)} ({other_files(chart)})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -259,11 +259,11 @@ def differences_table(setting: str, rows: Sequence[Row], metrics: Sequence[Metri
     for row in rows:
         if row is base:
             continue
-        table.add(row.label, *(_difference(row, base, metric) for metric in metrics))
+        table.add(row.label, *(difference_cell(row, base, metric) for metric in metrics))
     return table
 
 
-def _difference(row: Row, base: Row, metric: Metric) -> Cell:
+def difference_cell(row: Row, base: Row, metric: Metric) -> Cell:
     """Return a cell like "+4.2 ± 0.8", marked "better" or "worse" where zero is excluded."""
     change = paired_change(row, base, metric)
     if not change.defined:

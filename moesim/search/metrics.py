@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from moesim.errors import UsageError, shown
-from moesim.results.metric_names import METRICS, SIGNS, compared, metric_named
+from moesim.results.metric_names import SIGNS, compared, metric_named
 
-__all__ = ["METRICS", "Condition", "Objective", "parse_condition", "parse_objective"]
+__all__ = ["Condition", "Objective", "parse_condition", "parse_objective"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from moesim.config.units import format_bytes
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, first_line
 from moesim.hardware.hardware import Hardware, Link
 from moesim.hardware.overrides import faster_link
 from moesim.hardware.topology import CPU
@@ -55,7 +55,7 @@ def what_ifs(run: Run, progress: Progress | None = None) -> WhatIfs:
         plan = prepare(load_scenario(run.path / SCENARIO, _quiet(run)))
         changed = _changed_inputs(run, plan)
     except (MoesimError, OSError) as error:
-        reason = f"the run cannot be simulated again: {_first_line(error)}"
+        reason = f"the run cannot be simulated again: {first_line(error)}"
         return WhatIfs(run.summary, [_unanswered(name, reason) for name in _TITLES])
     if "trace" in changed:
         reason = f"the trace in {plan.scenario.trace_path} was changed after the run"
@@ -82,7 +82,7 @@ def _answer(name: WhatIfName, run: Run, plan: Plan, progress: Progress | None) -
     except _MeansNothingError as reason:
         return _unanswered(name, str(reason))
     except MoesimError as error:
-        return _unanswered(name, f"it cannot be simulated: {_first_line(error)}")
+        return _unanswered(name, f"it cannot be simulated: {first_line(error)}")
     return WhatIf(name, title, sets, needs, summary)
 
 
@@ -114,10 +114,6 @@ def _changed_inputs(run: Run, plan: Plan) -> list[str]:
 def _named(progress: Progress | None, what: str) -> Progress | None:
     """Return a callback under whose bar the parts of one simulation are counted."""
     return None if progress is None else lambda _part, done, total: progress(what, done, total)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _link(run: Run, plan: Plan) -> _Change:

@@ -102,7 +102,7 @@ def test_bash_completes_commands_options_and_names(tmp_path: Any) -> None:
     first, options, kinds, systems, cards, files = completed(
         tmp_path,
         "moesim tr",
-        "moesim run --fo",
+        "moesim run --forc",
         "moesim list sys",
         "moesim list systems fid",
         "moesim init --gpu rtx-4060-",

@@ -20,8 +20,8 @@ from moesim.model.formats import block_named, format_names
 from moesim.model.hf_config import load_shape
 from moesim.model.shapes import shape_names
 from moesim.policies import FAMILIES, find, names
+from moesim.results.metric_names import METRICS
 from moesim.scenario.arrivals import AllAtOnce, Closed, FromFile, Gamma, Poisson, Recorded
-from moesim.search.metrics import METRICS
 from moesim.systems import load_preset, system_names
 from moesim.trace.importers import FORMATS as IMPORTED
 from moesim.workload.formats import FORMATS as REQUESTED

@@ -20,6 +20,7 @@ from moesim.report.chart import Chart, grid, save_charts
 from moesim.report.comparison import Comparison
 from moesim.report.distribution import latencies_ns
 from moesim.report.drawing import FORMATS, Drawing, Size, drawn_as, parse_formats, parse_size
+from moesim.report.embedded import embedded, other_files
 from moesim.report.figure_styles import check_style
 from moesim.report.panels import MOST_BANDS
 from moesim.report.several import latency_cdfs
@@ -248,3 +249,20 @@ def test_a_wrong_size_is_refused_before_anything_is_simulated(tmp_path: Path) ->
     done = CliRunner().invoke(app, ["run", str(tmp_path / "none.yaml"), "--size", "colum"])
     assert done.exit_code != 0
     assert "colum" in str(done.exception) + done.output
+
+
+@pytest.mark.parametrize(
+    ("formats", "shown", "others"),
+    [
+        (("png", "svg"), "![T](plots/n.png)", "[SVG](plots/n.svg), [data](plots/n.csv)"),
+        (("pdf", "svg"), "![T](plots/n.svg)", "[PDF](plots/n.pdf), [data](plots/n.csv)"),
+        (("pdf",), "[T](plots/n.pdf)", "[data](plots/n.csv)"),
+    ],
+)
+def test_a_page_names_the_files_of_a_figure_that_are_there(
+    formats: tuple[str, ...], shown: str, others: str
+) -> None:
+    with drawn_as(Drawing(formats=formats)):
+        chart = grid("n", "T", "", (), height_in=1.0)
+        assert embedded(chart) == shown
+        assert other_files(chart) == others

@@ -203,6 +203,15 @@ def chosen(plot: Plot, **values: str) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
+def test_a_difference_includes_zero_where_its_interval_does(runs: list[Run]) -> None:
+    plot = differences(compare_runs(runs))
+    assert plot is not None
+    policies = [row for row in chosen(plot) if row["verdict"] != "bound, not a policy"]
+    unresolved = [row["low"] <= 0 <= row["high"] for row in policies]
+    assert unresolved == [row["verdict"] == "interval includes zero" for row in policies]
+    assert True in unresolved
+
+
 def test_the_first_baseline_is_a_policy_and_any_variant_can_be_chosen(runs: list[Run]) -> None:
     plot = differences(compare_runs(runs))
     assert plot is not None

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from workloads import tiny_trace
 
 from moesim.errors import UsageError
+from moesim.results.metric_names import METRICS
 from moesim.scenario import load_scenario
 from moesim.search.front import better_part, dominates, front_of, ranks_of
-from moesim.search.metrics import METRICS, Condition, parse_condition, parse_objective
+from moesim.search.metrics import Condition, parse_condition, parse_objective
 from moesim.search.optimum import parse_prefix
 from moesim.search.ranges import numbers_of, parse_over
 from moesim.search.threshold import Bisection, against_trend, most_steps

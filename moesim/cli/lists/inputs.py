@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 import typer
@@ -19,17 +18,11 @@ __all__ = [
     "show_importers",
     "show_metrics",
     "show_workloads",
-    "unit_of",
     "workloads",
 ]
 
-_UNITS: Final = (
-    (r".*_per_s", "1/s"),
-    (r".*_ms", "ms"),
-    (r".*_s", "s"),
-    (r".*_bytes", "bytes"),
-    (r".*_(rate|share)", "share, 0 to 1"),
-)
+_UNITS: Final = {"/s": "1/s", "share": "share, 0 to 1", "": "count"}
+"""Units that a list shows longer than `unit_of` gives them."""
 
 
 def importers() -> Listing:
@@ -102,14 +95,10 @@ def show_arrivals(listing: Listing) -> None:
 
 def metrics() -> Listing:
     """Return the numbers of `summary.json` that a search can ask for, with their units."""
-    from moesim.search.metrics import METRICS
+    from moesim.results.metric_names import METRICS, unit_of
 
-    return {name: {"unit": unit_of(name)} for name in METRICS}
-
-
-def unit_of(metric: str) -> str:
-    """Return the unit that ends a metric's name; "count" for a name without one."""
-    return next((unit for form, unit in _UNITS if re.fullmatch(form, metric)), "count")
+    units = {name: unit_of(name) for name in METRICS}
+    return {name: {"unit": _UNITS.get(unit, unit)} for name, unit in units.items()}
 
 
 def show_metrics(listing: Listing) -> None:

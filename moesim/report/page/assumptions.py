@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim import __version__
-from moesim.errors import MoesimError
+from moesim.errors import MoesimError, first_line
 from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
 from moesim.report.metrics import number
 from moesim.report.page.parts import DataCell, DataTable, Paragraph
@@ -48,7 +48,7 @@ def assumptions(run: Run) -> list[DataTable | Paragraph]:
         try:
             figures += list(reader(run))
         except (MoesimError, OSError) as error:
-            unread.append(str(error).splitlines()[0])
+            unread.append(first_line(error))
     figures.append(_Figure("results", "all times, rates and shares", "this page", "simulated",
                            "moesim, from the figures above"))  # fmt: skip
     rows = [

@@ -10,7 +10,7 @@ from moesim.report.page.charts import BLUE, EDGE, GREY, INK, ORANGE, colors, dat
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import EVERY, choice
 from moesim.report.statistics import Estimate
-from moesim.report.tables import paired_change
+from moesim.report.tables import difference_cell, paired_change
 
 __all__ = ["differences"]
 
@@ -107,19 +107,18 @@ def _change_cells(row: Row, base: Row, metric: Metric) -> tuple[Any, ...]:
     if not change.defined:
         return None, None, None, 0, UNDEFINED, UNDEFINED
     scale = 1 if metric.is_share else 100
-    half = "" if change.half is None else f" ± {change.half * scale:.1f}"
-    text = "same" if change.mean == 0 and not change.half else f"{change.mean * scale:+.1f}{half}"
     ends = (change.mean * scale, change.low * scale, change.high * scale)
-    return *ends, change.n, _verdict(row, base, metric, change), text
+    cell = difference_cell(row, base, metric)
+    verdict = cell.mark or _without_better(row, base, change)
+    return *ends, change.n, verdict, cell.text
 
 
-def _verdict(row: Row, base: Row, metric: Metric, change: Estimate) -> str:
+def _without_better(row: Row, base: Row, change: Estimate) -> str:
+    """Return why a difference is neither better nor worse."""
     if row.knows_the_future or base.knows_the_future:
         return "bound, not a policy"
     if change.half is None:
         return "one seed, no interval"
     if abs(change.mean) <= change.half:
         return "interval includes zero"
-    if metric.better is None:
-        return "difference without a better side"
-    return "better" if (change.mean > 0) == (metric.better == "higher") else "worse"
+    return "difference without a better side"

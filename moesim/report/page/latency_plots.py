@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from moesim.report.distribution import in_window, latencies_ns, latency_scale
+from moesim.report.distribution import cdf, is_wide, latencies_ns, latency_scale
 from moesim.report.page.charts import (
     BLUE,
     EDGE,
@@ -40,7 +40,8 @@ def latencies(run: Run) -> Iterator[Plot]:
         "ttft", "Time to first token",
         "queueing + service: queueing lasts from arrival to the first step, service from there to "
         "the first token",
-        {"time to first token": samples["ttft"], **_ttft_parts(run)}, (BLUE, ORANGE, GREEN),
+        {"time to first token": samples["ttft"], "queueing": samples["ttft_queue"],
+         "service": samples["ttft_service"]}, (BLUE, ORANGE, GREEN),
     )  # fmt: skip
     yield from _distribution(
         "tpot", "Time between tokens",
@@ -54,35 +55,23 @@ def latencies(run: Run) -> Iterator[Plot]:
     )  # fmt: skip
 
 
-def _ttft_parts(run: Run) -> dict[str, Any]:
-    """Return queueing and service of the requests that `latencies_ns` counts, in ns."""
-    import numpy as np
-
-    columns = ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns")
-    table = run.table("requests", columns)
-    arrival, scheduled, first, finish = (table[key].astype(np.int64) for key in columns)
-    done = in_window(run, finish) & (finish >= 0) & (first >= 0)
-    return {"queueing": (scheduled - arrival)[done], "service": (first - scheduled)[done]}
-
-
 def _distribution(
-    name: str, title: str, what: str, samples: Mapping[str, Any], range_: tuple[str, ...]
+    name: str, title: str, what: str, samples: Mapping[str, Numbers], range_: tuple[str, ...]
 ) -> Iterator[Plot]:
     """Yield the cumulative shares of samples in ns; nothing where all are empty."""
     import altair as alt
     import numpy as np
 
-    pooled = np.concatenate([np.asarray(sample, np.float64) for sample in samples.values()])
+    pooled = np.concatenate(list(samples.values()))
     if not len(pooled):
         return
-    largest, median = float(pooled.max()), float(np.median(pooled))
-    wide = median > 0 and largest > 50 * median and pooled.min() > 0
-    scale, unit = latency_scale(median if wide else largest)
+    wide = is_wide(pooled)
+    scale, unit = latency_scale(float(np.median(pooled) if wide else pooled.max()))
     rows = [
         (label, share, float(value))
         for label, sample in samples.items()
         if len(sample)
-        for share, value in _quantiles(np.asarray(sample, np.float64) / scale)
+        for share, value in _steps(sample / scale)
     ]
     labels = [label for label in samples if any(row[0] == label for row in rows)]
     chart = (
@@ -117,16 +106,10 @@ def _distribution(
 _DASHES: Final[list[list[int]]] = [[1, 0], [6, 3], [2, 2]]
 
 
-def _quantiles(sample: Numbers) -> Iterator[tuple[float, float]]:
-    """Yield shares and values of an empirical distribution; of large samples, even shares."""
-    import numpy as np
-
-    yield 0.0, float(sample.min())
-    values = np.sort(sample)
-    shares = np.arange(1, len(values) + 1) / len(values)
-    if len(values) > POINTS:
-        chosen = np.unique(np.rint(np.linspace(0, len(values) - 1, POINTS)).astype(np.int64))
-        values, shares = values[chosen], shares[chosen]
+def _steps(sample: Numbers) -> Iterator[tuple[float, float]]:
+    """Yield shares and values of an empirical distribution, from share zero on."""
+    values, shares = cdf(sample, POINTS)
+    yield 0.0, float(values[0])
     yield from zip(shares.tolist(), values.tolist(), strict=True)
 
 

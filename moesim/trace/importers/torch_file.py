@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from moesim.errors import MissingExtra, SourceError
+from moesim.errors import MissingExtra, SourceError, first_line
 from moesim.trace.importers.arrays import check_zip
 from moesim.trace.importers.source import Glimpse, nature
 
@@ -43,5 +43,4 @@ def _refusal(error: Exception) -> str:
             "is refused: a .pt file is a pickle, and this one holds more than tensors, numbers, "
             "texts, lists and dicts (torch.load with weights_only=True)"
         )
-    line = (text.strip() or type(error).__name__).splitlines()[0]
-    return f"is a .pt file that torch cannot read: {line}"
+    return f"is a .pt file that torch cannot read: {first_line(error)}"
