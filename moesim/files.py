@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from moesim.errors import OutputError, UsageError, shown
-from moesim.inputs import open_regular
+from moesim.inputs import check_regular, open_regular
 from moesim.locks import abandoned, exclusive
 
 _OLD = ".old"  # ending of a folder that is being replaced, until its successor has its name
@@ -148,9 +148,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary file name; rename the file to `path` when the block ends.
 
     On an exception, leave `path` as it was. Where another process is writing `path`, wait for it:
-    a file takes moments, unlike a folder. Raise `OutputError` where `path` cannot be written.
+    a file takes moments, unlike a folder. Raise `OutputError` where `path` cannot be written, or is
+    a folder, a device or a pipe.
     """
     path = Path(path)
+    with output_errors(path):
+        if path.exists():  # a rename would replace a device, also behind a link like /dev/stdout
+            check_regular(path.stat())
     with output_errors(path), _partial(path, wait=True) as folder:
         yield folder / path.name
         (folder / path.name).replace(path)

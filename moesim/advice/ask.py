@@ -9,7 +9,7 @@ from moesim.advice.advice import Advice
 from moesim.advice.advice import advise as advise_on
 from moesim.advice.own_card import HOW_TO_DESCRIBE, with_own_card
 from moesim.advice.question import GOALS, GoalName, Model, Parts, Question, tokens_of
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 
 __all__ = ["advise", "question_of"]
 
@@ -47,9 +47,22 @@ def advise(
     >>> moesim.advise("olmoe-1b-7b", gpu="rtx-3060-12gb", formats=["Q4_K_M"]).best.choice.format
     'Q4_K_M'
     """
+    _check_texts(
+        model=model, gpu=gpu, cpu=cpu, ram=ram, pcie=pcie, vram=vram, gpu_bandwidth=gpu_bandwidth,
+        gpu_tflops=gpu_tflops, goal=goal, engine=engine,
+    )  # fmt: skip
     parts, card = Parts(gpu, cpu, ram, pcie), (vram, gpu_bandwidth, gpu_tflops)
     question = question_of(model, parts, card, str(context), goal, load, formats, engine)
     return advise_on(question, progress=progress, thorough=thorough)
+
+
+def _check_texts(**arguments: object) -> None:
+    """Raise UsageError for the first argument that is no text, or a model without a name."""
+    for name, value in arguments.items():
+        if not isinstance(value, str):
+            raise UsageError(f"{name} must be a text, not {shown(value)}")
+    if not arguments["model"]:
+        raise UsageError("model must name a model, like 'olmoe-1b-7b', or the path of its config")
 
 
 def question_of(

@@ -110,6 +110,16 @@ def report(
             "--out names a folder of figures, or a page with --html; leave it out with --baseline, "
             "--fail-if, --markdown, --what-if and --perfetto, which write no figures"
         )
+    if what_if and (judged or perfetto):
+        raise UsageError(
+            "--what-if prints what changes would do, and nothing else; leave out --baseline, "
+            "--fail-if, --markdown and --perfetto"
+        )
+    if judged and perfetto:
+        raise UsageError(
+            "--perfetto writes a timeline and nothing else; leave out --baseline, --fail-if and "
+            "--markdown"
+        )
     if judged:
         gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
         return

@@ -25,8 +25,8 @@ def examine() -> Iterator[Check]:
     """Yield each check as it is done. Nothing is changed, and no check raises."""
     yield from _guarded("packages", lambda: package_checks(requirements()))
     yield from _guarded("extras", lambda: extra_checks(requirements()))
-    yield torch_check()
-    yield numba_check()
+    yield from _guarded("torch", lambda: [torch_check()])
+    yield from _guarded("numba cache", lambda: [numba_check()])
     here, temporary = Path(os.curdir), Path(tempfile.gettempdir())
     yield writable_check("this folder", here, "run moesim elsewhere, or give --out")
     yield writable_check("temporary folder", temporary, "set TMPDIR")

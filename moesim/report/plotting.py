@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from moesim.config.suggest import suggest
-from moesim.errors import UsageError
+from moesim.errors import UsageError, shown
 from moesim.report.capacity import hit_rate_against_capacity
 from moesim.report.chart import Chart, onto
 from moesim.report.distribution import LATENCIES
@@ -186,6 +186,8 @@ def _drawn(
     """
     from moesim.report.style import house_style
 
+    if ax is not None:
+        _check_axes(ax)
     with house_style():
         axes = _new_axes() if ax is None else ax
         with onto(axes, row, column):
@@ -209,6 +211,18 @@ def _new_axes() -> Axes:
 
     _, axes = pyplot.subplots(figsize=_SIZE_IN, layout="constrained")
     return axes
+
+
+def _check_axes(ax: object) -> None:
+    """Raise UsageError unless `ax` is one rectangular Axes."""
+    from matplotlib.axes import Axes
+
+    if isinstance(ax, Axes) and ax.name == "rectilinear":
+        return
+    raise UsageError(
+        f"ax must be one Axes of x and y, as pyplot.subplots() makes, not {shown(ax)}; of an array "
+        "of Axes, give one element"
+    )
 
 
 def _close(axes: Axes) -> None:

@@ -16,7 +16,7 @@ from moesim.config.yaml_document import (
     parse_value,
     plain_document,
 )
-from moesim.errors import ScenarioError
+from moesim.errors import ScenarioError, UsageError, shown
 from moesim.files import as_path
 from moesim.policies.references import referred_file, with_file
 from moesim.scenario.behind import mistakes_behind
@@ -42,7 +42,7 @@ def load_scenario(
     Raises:
         ScenarioError: the scenario has mistakes; each is given with its file:line:column, or with
             the key of the mapping or override.
-        UsageError: `source` is not a path.
+        UsageError: `source` is not a path, or `overrides` is no mapping and no list of texts.
     """
     if isinstance(source, Scenario):
         if not overrides:
@@ -110,6 +110,20 @@ def _override(
     return document, problems + _overwritten(document, given)
 
 
+def _listed(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """Return overrides one by one, keys or texts. Raise UsageError for anything else."""
+    if isinstance(overrides, str):
+        return [overrides]
+    if isinstance(overrides, Mapping):
+        return list(overrides)
+    if isinstance(overrides, Sequence) and all(isinstance(each, str) for each in overrides):
+        return list(overrides)
+    raise UsageError(
+        "overrides must map dotted keys to values, like {'seed': 1}, or list texts, like "
+        f"['seed=1'], not {shown(overrides)}"
+    )
+
+
 def _parsed(
     overrides: Sequence[str] | Mapping[str, Any],
 ) -> tuple[list[tuple[str, str, Any]], list[str]]:
@@ -117,7 +131,7 @@ def _parsed(
     given: list[tuple[str, str, Any]] = []
     problems: list[str] = []
     mapped = isinstance(overrides, Mapping)
-    for override in [overrides] if isinstance(overrides, str) else overrides:
+    for override in _listed(overrides):
         key, equals, text = (str(override), "=", "") if mapped else override.partition("=")
         place = f"{OVERRIDE if mapped else COMMAND_LINE}{key.strip()}"
         if not equals or not all(key.strip().split(".")):

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from moesim.config.units import exact_bandwidth, format_bytes, format_duration_ns
+from moesim.errors import UsageError, shown
 from moesim.policies import find, parse_options
 from moesim.policies.guard import has_hindsight
 from moesim.progress import Progress
@@ -101,12 +103,13 @@ def curve_report(
     Arguments and errors are those of `curve`.
     """
     loaded = trace if isinstance(trace, Trace) else load_trace(trace)
-    names = list(dict.fromkeys(policies))  # a policy named twice is one column
+    names = _names(policies)
+    sizes = None if capacities is None else _whole(capacities)
     size = size_of_an_expert(loaded, model, expert_bytes)
     copies = None if link is None else link_of(link)
     check(size, copies, seed)
     found = curve_hits(
-        loaded, names, scope=scope, capacities=capacities, batch=batch, replay=replay,
+        loaded, names, scope=scope, capacities=sizes, batch=batch, replay=replay,
         admission=admission, seed=seed, by_request=resampling is not None, progress=progress,
     )  # fmt: skip
     points = curve_points(
@@ -115,6 +118,29 @@ def curve_report(
     )  # fmt: skip
     how = _replayed(loaded, scope, batch, replay, admission)
     return _report(loaded, points, how, size, copies, resampling)
+
+
+def _names(policies: Sequence[str]) -> list[str]:
+    """Return the names of policies, each once. Raise UsageError where there are none."""
+    listed = isinstance(policies, Iterable) and not isinstance(policies, str)
+    names = list(policies) if listed else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(
+            f"policies must list names of eviction policies, like ['lru', 'min'], not "
+            f"{shown(policies)}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def _whole(capacities: Iterable[int]) -> list[int]:
+    """Return capacities as integers, each once. Raise UsageError for anything else."""
+    try:
+        return list(dict.fromkeys(index(each) for each in capacities))
+    except TypeError:
+        raise UsageError(
+            "capacities must list whole numbers of expert slots per layer, like [2, 4], not "
+            f"{shown(capacities)}"
+        ) from None
 
 
 def _report(

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from moesim.errors import UsageError, described
+from moesim.errors import UsageError, described, shown
 from moesim.files import as_path, clean_up, output_errors
 from moesim.locks import exclusive
 from moesim.report import Comparison, Run, compare_runs, load_run
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
 __all__ = ["compare", "comparison_of"]
+
+_EXAMPLE: Final = "{'cache.policy': ['lru', 'lfu']}"
 
 
 def compare(
@@ -50,7 +52,7 @@ def compare(
 
     Raises:
         ScenarioError: the scenario has mistakes.
-        UsageError: there is no sweep.
+        UsageError: there is no sweep, or an argument is wrong.
         TraceError: a trace cannot be used.
         OutputError: `out` cannot be written, or holds runs of another scenario.
         MoesimError: all points failed; the error is that of the first.
@@ -63,11 +65,15 @@ def compare(
 
     loaded = load_scenario(scenario, overrides)
     if sweep is not None:
+        if not isinstance(sweep, Mapping):
+            raise UsageError(
+                f"sweep must map keys to lists of values, like {_EXAMPLE}, not {shown(sweep)}"
+            )
         loaded = load_scenario(loaded, {"sweep": dict(sweep)})
     if not loaded.sweep:
         raise UsageError(
             "the scenario has no sweep, so there is nothing to compare; give one, like "
-            "sweep={'cache.policy': ['lru', 'lfu']}, or simulate it with moesim.run"
+            f"sweep={_EXAMPLE}, or simulate it with moesim.run"
         )
     backend = LocalProcesses(workers)
     if out is not None:

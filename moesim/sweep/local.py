@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Final, TypeVar
 
+from moesim.errors import UsageError, shown
 from moesim.sweep.backend import TaskResult, WorkerDied
 
 __all__ = ["LocalProcesses"]
@@ -40,8 +41,8 @@ class LocalProcesses:
     """A backend of `workers` processes; one worker or one task runs in the calling process."""
 
     def __init__(self, workers: int) -> None:
-        if workers < 1:
-            raise ValueError(f"workers ({workers}) must be at least 1")
+        if not isinstance(workers, int) or workers < 1:
+            raise UsageError(f"workers must be a whole number of at least 1, not {shown(workers)}")
         self.workers = workers
 
     def results(

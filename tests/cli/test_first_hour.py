@@ -192,6 +192,18 @@ def test_a_check_that_fails_is_a_warning() -> None:
     assert "OSError: the machine said nonsense" in check.found
 
 
+def test_packages_that_cannot_be_looked_up_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moesim.doctor import doctor, machine
+
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(machine, "find_spec", fail)
+    monkeypatch.setattr(doctor, "machine_checks", list)
+    states = {check.name: check.state for check in doctor.examine()}
+    assert (states["torch"], states["numba cache"]) == ("warning", "warning")
+
+
 def test_a_wrong_decision_is_broken_and_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = [lambda: Check("GPU", "absent", "none", "buy one")]
     monkeypatch.setattr("moesim.doctor.doctor.machine_checks", lambda: [quick[0]()])

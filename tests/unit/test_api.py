@@ -218,7 +218,25 @@ def test_a_relative_path_of_an_override_starts_at_the_working_directory(
         moesim.run(file, overrides={"trace": "absent"})
 
 
+@pytest.mark.parametrize("wrong", [5, [1], object()])
+def test_overrides_of_another_kind_are_refused(scenario: dict[str, Any], wrong: Any) -> None:
+    with pytest.raises(UsageError, match="overrides must map dotted keys to values"):
+        moesim.load_scenario(scenario, wrong)
+
+
 # Comparisons
+
+
+@pytest.mark.parametrize("wrong", [5, ["cache.policy"], "cache.policy"])
+def test_a_sweep_that_is_no_mapping_is_refused(scenario: dict[str, Any], wrong: Any) -> None:
+    with pytest.raises(UsageError, match="sweep must map keys to lists of values"):
+        moesim.compare(scenario, sweep=wrong)
+
+
+@pytest.mark.parametrize("wrong", [0, "2", 1.5, None])
+def test_workers_are_a_whole_number(scenario: dict[str, Any], wrong: Any) -> None:
+    with pytest.raises(UsageError, match="workers must be a whole number of at least 1"):
+        moesim.compare(scenario, sweep={"seed": [0]}, workers=wrong)
 
 
 def test_a_comparison_holds_its_runs_in_memory(comparison: moesim.Comparison) -> None:
@@ -318,11 +336,11 @@ def test_the_plots_of_a_comparison_are_of_one_setting(
     comparison: moesim.Comparison, new_axes: Callable[[], Any]
 ) -> None:
     plot, (first, second) = comparison.plot, comparison.settings
-    lines = [axes.get_lines() for axes in (plot.latency(), plot.latency(setting=second))]
-    assert [len(each) for each in lines] == [2, 2]
+    for axes in (plot.latency(), plot.latency(setting=second)):
+        assert [line.get_drawstyle() for line in axes.get_lines()].count("steps-post") == 2
     names = [text.get_text() for text in plot.throughput(first).get_yticklabels()]
     assert names == ["LRU", "FIFO"]
-    assert plot.metric("hits", second).get_xlabel().startswith("hits (%)")
+    assert plot.metric("hits", second).get_xlabel().split()[:2] == ["hits", "(%)"]
     assert len(plot.stalls().patches) > 0
     assert {"LRU", "FIFO"} <= set(plot.hits().get_legend_handles_labels()[1])
 
@@ -338,6 +356,17 @@ def test_a_wrong_name_in_a_plot_is_an_error_that_names_those_there_are(
     one = replace(comparison, rows=comparison.rows[:1])
     with pytest.raises(UsageError, match="two sizes of the cache"):
         one.plot.hits()
+
+
+def test_a_plot_is_drawn_onto_one_rectangular_axes_only(result: moesim.Result) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    polar = figure.add_subplot(projection="polar")
+    wrong: Any
+    for wrong in (figure, figure.subplots(1, 2), polar, 5):
+        with pytest.raises(UsageError, match="ax must be one Axes of x and y"):
+            result.plot.hits(ax=wrong)
 
 
 # Curves and advice
@@ -358,6 +387,37 @@ def test_a_curve_is_a_frame_that_says_how_it_was_made() -> None:
     assert plain["hit_rate_low"].isna().all()
     with pytest.raises(UsageError, match="not 'often'"):
         moesim.curve(trace, ["lru"], admission="often")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, "lru", [], 5, [5]])
+def test_a_curve_needs_names_of_policies(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="policies must list names of eviction policies"):
+        moesim.curve(tiny_trace(), wrong)
+
+
+@pytest.mark.parametrize("wrong", [4, ["2"], [2.5], [float("nan")]])
+def test_capacities_of_a_curve_are_whole_numbers(wrong: Any) -> None:
+    with pytest.raises(UsageError, match="capacities must list whole numbers"):
+        moesim.curve(tiny_trace(), ["lru"], capacities=wrong)
+
+
+def test_a_capacity_that_is_named_twice_is_one_row() -> None:
+    frame = moesim.curve(tiny_trace(), ["lru"], capacities=[2, np.int64(2)])  # type: ignore[list-item]
+    assert frame["slots_per_layer"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": None}, "model must be a text, not None"),
+        ({"model": ""}, "model must name a model"),
+        ({"gpu": 4090}, "gpu must be a text, not 4090"),
+        ({"ram": 32}, "ram must be a text, not 32"),
+    ],
+)
+def test_a_part_of_a_question_that_is_no_text_is_refused(wrong: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        moesim.advise(**{"model": "olmoe-1b-7b", **wrong})
 
 
 def test_an_advice_is_what_the_command_prints_as_json() -> None:

@@ -67,6 +67,19 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        said = "is a named pipe, not a regular file"
+        with pytest.raises(OutputError, match=said), whole_file(path):
+            pass
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize(
     ("method", "call"), [("mkdir", 1), ("rename", 1), ("rename", 2)], ids=lambda value: str(value)
 )

@@ -372,6 +372,9 @@ def test_marks_and_costs_stand_beside_a_judgement(base: Run) -> None:
         (["--markdown"], "name a --baseline"),
         (["--fail-if", "e2e_mean_ms > +1%"], "--baseline RUN"),
         (["--fail-if", "e2e_mean_ms > 1", "--json", "--markdown"], "choose one"),
+        (["--fail-if", "e2e_mean_ms > 1", "--what-if"], "--what-if prints"),
+        (["--what-if", "--perfetto", "lanes.json"], "--what-if prints"),
+        (["--fail-if", "e2e_mean_ms > 1", "--perfetto", "lanes.json"], "--perfetto writes"),
     ],
 )
 def test_options_that_miss_another_are_refused(base: Run, arguments: list[str], said: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
-from moesim.errors import TraceError
+from moesim.errors import TraceError, UsageError
 from moesim.sweep import LocalProcesses
 from moesim.sweep.backend import WorkerDied
 from moesim.sweep.local import interrupts_blocked
@@ -74,7 +74,7 @@ def test_no_tasks_give_no_results() -> None:
 
 
 def test_workers_are_at_least_one() -> None:
-    with pytest.raises(ValueError, match=r"workers \(0\) must be at least 1"):
+    with pytest.raises(UsageError, match="workers must be a whole number of at least 1, not 0"):
         LocalProcesses(0)
 
 
