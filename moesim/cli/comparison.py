@@ -20,9 +20,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 def print_comparison(
-    comparison: Comparison, folder: str, failures: Sequence[str], *, as_json: bool
+    comparison: Comparison,
+    folder: str,
+    failures: Sequence[str],
+    *,
+    as_json: bool,
+    plots: bool = False,
 ) -> None:
-    """Print a comparison and the folder that holds it, as tables or as JSON."""
+    """Print a comparison and the folder that holds it (with its `plots`), as tables or as JSON."""
     from moesim.report.tables import SPEEDS, signs, tables
     from moesim.report.tables import as_json as plain_data
     from moesim.report.tabular import write_tables
@@ -35,7 +40,10 @@ def print_comparison(
     typer.echo()
     for note in (SPEEDS, signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
-    typer.echo(f"\n{folder}")
+    typer.echo()
+    if plots:
+        typer.echo(f"plots are in {folder.rstrip('/')}/plots")
+    typer.echo(folder)
 
 
 def out_option(out: Path | str | None) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from moesim.report.comparison import Comparison
 from moesim.report.marks import foresight_sentence, routing_sentence, shared_sentence
-from moesim.report.page.assumptions import assumptions, warnings
+from moesim.report.page.assumptions import WORDS, assumptions, warnings
 from moesim.report.page.comparison_tables import leaders, points_table, runs_table, varied_table
 from moesim.report.page.differences import differences
 from moesim.report.page.fronts import fronts
@@ -58,7 +58,7 @@ def _lead(comparison: Comparison) -> str:
 def _sections(comparison: Comparison, command: str) -> list[Section]:
     plain = legend(comparison).replace("**bold**", "marked ▲").replace("_italics_", "marked ▼")
     about = plain.replace("\\[", "[").replace("in marked", "marked")
-    points: list[Block] = [points_table(comparison), Paragraph(about)]
+    points: list[Block] = [points_table(comparison), Paragraph(WORDS), Paragraph(about)]
     setting: list[Block] = [Paragraph(comparison.caption(hits=True)), varied_table(comparison)]
     again: list[Block] = [Paragraph("This page:"), Code(command), _RUNS]
     found: list[tuple[str, str, Plot | None]] = [
