@@ -6,7 +6,7 @@ directory holds none of them, so they are read as they are now; what cannot be r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,7 @@ from moesim.report.runs import Run
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
-__all__ = ["KINDS", "WORDS", "assumptions", "notes", "warnings"]
+__all__ = ["KINDS", "WORDS", "assumptions", "notes", "unwarned", "warnings"]
 
 WORDS: Final = (
     "TTFT: from the arrival of a request to its first token. TPOT: mean time per output token "
@@ -181,9 +181,12 @@ def _few(run: Run) -> str:
     )
 
 
+def unwarned(told: Sequence[str], warning: str | None) -> list[str]:
+    """Return the notes without that of foreign sizes, if a warning about the routing says it."""
+    return [note for note in told if not (warning and " is costed with the sizes of " in note)]
+
+
 def notes(run: Run) -> list[str]:
     """Return the notes of the run, and its caveats where no note says them."""
-    # A warning of foreign sizes says this already.
-    marked = bool(routing_sentence(run))
-    told = [note for note in run.notes if not (marked and " is costed with the sizes of " in note)]
+    told = unwarned(run.notes, routing_sentence(run))
     return [*told, *(f"Caveat: {each}" for each in run.caveats if not run.notes)]
