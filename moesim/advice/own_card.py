@@ -50,6 +50,8 @@ def with_own_card(parts: Parts, vram: str, bandwidth: str, tflops: str) -> Parts
     known = _is_known(parts.gpu)
     if not figures or (known and gpu_named(parts.gpu).card is not None):
         return replace(parts, figures={**parts.figures, **figures})
+    if len(figures) < len(given) and parts.gpu == "none":
+        raise UsageError(f"no card is named: name one with --gpu, or {HOW_TO_DESCRIBE}")
     if len(figures) < len(given):
         raise UsageError(f"{shown(parts.gpu)} is not in the catalogue: {HOW_TO_DESCRIBE}")
     name = "your card" if known else parts.gpu

@@ -37,7 +37,7 @@ def front_table(advice: Advice, *, whole: bool = False) -> Table:
     """Return the best choice of each format, or the whole Pareto front; the best is marked."""
     table = Table(
         "choices that no other beats" if whole else "the best choice of each format, decoding at "
-        f"{advice.question.context:,} tokens",
+        f"{advice.question.context:,} tokens (▲ recommended; in brackets: the interval)",
         (
             "weights", "bits", "experts on the CPU", "-ub", "KV", "decode, tokens/s",
             "prompt, tokens/s", "first token, s", "GPU memory", "left", "host memory",

@@ -149,7 +149,9 @@ def _compared(
                 )
     output.save_rest()
     if comparison is not None:
-        print_comparison(comparison, output.shown, comparison.failures, as_json=as_json)
+        print_comparison(
+            comparison, output.shown, comparison.failures, as_json=as_json, plots=plots
+        )
     if failures:
         echo_failures(failures, len(points))
     return failures, comparison is not None

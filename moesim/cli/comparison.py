@@ -17,9 +17,14 @@ __all__ = ["folder_of", "print_comparison"]
 
 
 def print_comparison(
-    comparison: Comparison, folder: str, failures: Sequence[str], *, as_json: bool
+    comparison: Comparison,
+    folder: str,
+    failures: Sequence[str],
+    *,
+    as_json: bool,
+    plots: bool = False,
 ) -> None:
-    """Print a comparison and the folder that holds it, as tables or as JSON."""
+    """Print a comparison and the folder that holds it (with its `plots`), as tables or as JSON."""
     from moesim.report.tables import SPEEDS, signs, tables
     from moesim.report.tables import as_json as plain_data
     from moesim.report.tabular import write_tables
@@ -32,7 +37,10 @@ def print_comparison(
     typer.echo()
     for note in (SPEEDS, signs(comparison), *comparison.notes):
         typer.echo(f"- {note}")
-    typer.echo(f"\n{folder}")
+    typer.echo()
+    if plots:
+        typer.echo(f"plots are in {folder.rstrip('/')}/plots")
+    typer.echo(folder)
 
 
 def folder_of(paths: Sequence[Path]) -> Path:

@@ -133,7 +133,7 @@ def curve(
     shown = link is not None or model is not None or expert_bytes is not None
     _print(report, names, intervals=intervals, sizes=shown)
     if out is not None:
-        typer.echo(f"\n{out}")
+        typer.echo(f"\nplots are in {out / 'plots'}\n{out}" if plots else f"\n{out}")
 
 
 def _print(report: CurveReport, names: Sequence[str], *, intervals: bool, sizes: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,6 +11,13 @@ from moesim.cli.complete import of_kinds, of_listed
 from moesim.cli.options import JsonOption
 
 __all__ = ["register"]
+
+_OTHER_NAMES: Final = {
+    "hardware": "'gpus' or 'cards'",
+    "shapes": "'models'",
+    "prefetch": "'policies'",
+}
+"""Words of a scenario that are no kind, and the kinds which list what they can name."""
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +58,9 @@ def list_kind(
         _list_kinds(as_json)
         return
     if kind not in KINDS:
-        raise UsageError(f"there is no list of {kind!r}: {', '.join(KINDS)}{suggest(kind, KINDS)}")
+        hint = _OTHER_NAMES.get(kind)
+        meant = f"; did you mean {hint}?" if hint else suggest(kind, KINDS)
+        raise UsageError(f"there is no list of {kind!r}; the kinds are {', '.join(KINDS)}{meant}")
     found = KINDS[kind]
     listing = found.read()
     if name is not None:

@@ -487,7 +487,10 @@ def _counted(runs: Sequence[Run], notes_of: Callable[[Run], Sequence[str]]) -> l
 def _seed_notes(rows: Sequence[Row]) -> list[str]:
     counts = {len(row.runs) for row in rows}
     if counts == {1}:
-        return ["one seed per point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them"]
+        return [
+            "one seed per point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them, with "
+            "workload.order: resampled if nothing else is drawn at random"
+        ]
     notes = [
         "± is half the 95 % t-interval over the seeds; with the same seed, all variants get the "
         "same workload"
@@ -497,7 +500,8 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
     estimates = [row.estimate(metric) for row in rows for metric in HEADLINE]
     if all(value.half == 0 for value in estimates if value.half is not None):
         notes.append(
-            "all seeds gave the same numbers, because the workload draws nothing at random; set "
-            "workload.order: resampled to get intervals that mean something"
+            "WARNING: all seeds gave the same numbers, because the workload draws nothing at "
+            "random; the intervals of width 0 and the signs ▲ and ▼ say nothing about other "
+            "workloads; set workload.order: resampled"
         )
     return notes

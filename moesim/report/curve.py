@@ -91,7 +91,11 @@ def write_curve(report: CurveReport, folder: Path, *, plots: bool = True) -> Non
 def curve_chart(report: CurveReport) -> Chart:
     """Draw hit rate against capacity and, where they are known, missed bytes and the bound."""
     panels = [panel for panel in _PANELS if panel.of(report.points[0]) is not None]
-    how = "shaded" if len(groups(report.points)) <= MOST_BANDS else "whiskers"
+    how = (
+        "shaded"
+        if len(groups(report.points)) <= MOST_BANDS
+        else "whiskers, at some points of each line"
+    )
     resampled = f", with 95 % intervals over requests ({how}): {RESAMPLED}"
     if report.points[0].hit_rate_low is None:
         resampled = ""

@@ -88,7 +88,7 @@ def verdict(
     others = [f"{REMEDIES[w]}: {_change(now_ns, then_ns[w])}" for w in remedies]
     others += [_wait(now_ns, w, ns) for w, ns in waits_ns.items() if ns and w != word]
     if computing_ns := spent_ns.get("compute"):
-        others.append(f"it computes {_share(now_ns, computing_ns)}")
+        others.append(f"the GPU computes {_share(now_ns, computing_ns)}")
     if "policy" not in then_ns:
         others.append("experts never move, so no other eviction is a remedy")
     return word, "; ".join([lead, *others])

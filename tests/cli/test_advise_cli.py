@@ -165,6 +165,7 @@ def test_another_engine_has_its_own_speed_and_formats() -> None:
     ("arguments", "message"),
     [
         (["--gpu", "rtx-3061-12gb"], "did you mean 'rtx-3060-12gb'.*three numbers.*--vram"),
+        (["--vram", "12GB"], "no card is named: name one with --gpu, or describe .*--gpu-tflops"),
         (["--gpu", ""], "no graphics card .* is called ''"),
         (["--cpu", "frob-9000"], "no processor .* is called 'frob-9000'"),
         (["--ram", "32GB-flurb"], "'flurb' is not understood"),

@@ -171,7 +171,8 @@ def test_every_part_of_the_catalogue_is_listed_with_its_sources(kind: str) -> No
     ("arguments", "said"),
     [
         (["model"], "did you mean 'models'"),
-        (["traces"], "there is no list of 'traces': gpus, cards, cpus, models, formats, engines"),
+        (["hardware"], "extras; did you mean 'gpus' or 'cards'?"),
+        (["traces"], "there is no list of 'traces'; the kinds are gpus, cards, cpus"),
         (["systems", "fidler"], "did you mean 'fiddler'"),
         (["policies", "nothing-like-it"], "there is no 'nothing-like-it'"),
     ],

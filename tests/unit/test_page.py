@@ -21,6 +21,7 @@ from moesim.errors import MissingExtra
 from moesim.report import compare_runs, load_run, load_runs
 from moesim.report.metrics import number
 from moesim.report.page import extra, page_of
+from moesim.report.page.assumptions import unwarned
 from moesim.report.page.charts import POINTS
 from moesim.report.page.differences import differences
 from moesim.report.page.fronts import fronts
@@ -239,6 +240,12 @@ def test_a_variant_that_knows_the_future_is_on_no_front_and_no_policy_beats_a_fr
                 for other in policies
             )  # fmt: skip
             assert (row in front) is not beaten
+
+
+def test_a_page_says_foreign_sizes_once() -> None:
+    told = ["a trace of a is costed with the sizes of b", "host memory is taken as unlimited"]
+    assert unwarned(told, "FOREIGN SIZES") == told[1:]
+    assert unwarned(told, "") == told
 
 
 def test_names_of_a_run_are_text_and_never_code(tmp_path: Path) -> None:

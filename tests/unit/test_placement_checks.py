@@ -91,7 +91,11 @@ def test_a_placement_that_can_hold_is_accepted(folder: Path, placement: str) -> 
             "by: frequency, profile: nowhere",
             {"profile": "there is no file or folder 'nowhere'"},
         ),
-        ("cpu_experts", "by: frequency, profile: x.yaml", {"profile": "is a file, and a trace is a folder"}),
+        (
+            "cpu_experts",
+            "by: frequency, profile: x.yaml",
+            {"profile": "is a file, and a trace is a folder"},
+        ),
         (
             "cpu_experts",
             "by: frequency, profile: shallow",

@@ -98,7 +98,7 @@ def test_every_regret_is_in_the_sentence(word: str) -> None:
         "host": "for the host",
         "disk": "for the disk",
         "cpu": "for the CPU",
-        "compute": "it computes",
+        "compute": "the GPU computes",
     }
     for cause, phrase in phrases.items():
         if regret(found, cause) > 0:
@@ -195,7 +195,7 @@ def test_a_long_wait_outweighs_a_remedy_that_saves_little() -> None:
     word, reason = verdict(100, then, {"host": 60, "compute": 25})
     assert word == "host"
     assert "the GPU waits 6.00e-08 s (60%) for the host" in reason
-    assert "it computes 2.50e-08 s (25%)" in reason
+    assert "the GPU computes 2.50e-08 s (25%)" in reason
     assert verdict(100, {**then, "link": 29}, {"host": 60})[0] == "link"
     assert verdict(100, {**then, "link": 30}, {"host": 60})[0] == "host"
 

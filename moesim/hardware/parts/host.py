@@ -186,7 +186,8 @@ def _usual_speed(
     if kind is None:
         return None
     if kind == platform.kind and platform.mts is not None:
-        mts, why = platform.mts, f"the usual speed of {cpu.cpu.name if cpu.cpu else ''}"
+        named = cpu.cpu.name if cpu.cpu and cpu.cpu.name != _UNNAMED else "such processors"
+        mts, why = platform.mts, f"the usual speed of {named}"
     else:
         usual = shares().usual_memory.get(kind)
         if not isinstance(usual, int):

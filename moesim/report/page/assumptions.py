@@ -6,7 +6,7 @@ directory holds none of them, so they are read as they are now; what cannot be r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,15 @@ from moesim.report.runs import Run
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
-__all__ = ["KINDS", "assumptions", "notes", "warnings"]
+__all__ = ["KINDS", "WORDS", "assumptions", "notes", "unwarned", "warnings"]
+
+WORDS: Final = (
+    "TTFT: from the arrival of a request to its first token. TPOT: mean time per output token "
+    "after the first. ITL: each gap between two tokens. E2E: from arrival to the last token. "
+    "p95: 95 % of requests take at most this. MIN: the eviction that knows the future and misses "
+    "least, which is a bound. Slot: place for one expert in GPU memory."
+)
+"""What the abbreviations of a page mean, for a reader who was sent only the page."""
 
 KINDS: Final = (
     "Measured: timed on the machine itself. Fitted: chosen so that simulations match published "
@@ -173,6 +181,12 @@ def _few(run: Run) -> str:
     )
 
 
+def unwarned(told: Sequence[str], warning: str | None) -> list[str]:
+    """Return the notes without that of foreign sizes, if a warning about the routing says it."""
+    return [note for note in told if not (warning and " is costed with the sizes of " in note)]
+
+
 def notes(run: Run) -> list[str]:
     """Return the notes of the run, and its caveats where no note says them."""
-    return [*run.notes, *(f"Caveat: {each}" for each in run.caveats if not run.notes)]
+    told = unwarned(run.notes, routing_sentence(run))
+    return [*told, *(f"Caveat: {each}" for each in run.caveats if not run.notes)]

@@ -6,7 +6,7 @@ from collections import Counter
 
 from moesim.report.comparison import Comparison
 from moesim.report.marks import foresight_sentence, routing_sentence, shared_sentence
-from moesim.report.page.assumptions import assumptions, warnings
+from moesim.report.page.assumptions import WORDS, assumptions, unwarned, warnings
 from moesim.report.page.comparison_tables import leaders, points_table, runs_table, varied_table
 from moesim.report.page.differences import differences
 from moesim.report.page.fronts import fronts
@@ -24,7 +24,9 @@ def comparison_page(comparison: Comparison, command: str) -> Page:
     """Return the page of a comparison; `command` made it."""
     names = list(dict.fromkeys(run.text("name") for run in comparison.runs))
     told = [note for note in comparison.notes if note.startswith(_WARNING)]
-    sentences = [shared_sentence(comparison.runs), *(note.removeprefix(_WARNING) for note in told)]
+    shared = shared_sentence(comparison.runs)
+    notes = unwarned([note for note in comparison.notes if note not in told], shared)
+    sentences = [shared, *(note.removeprefix(_WARNING) for note in told)]
     sentences += _warnings(comparison)
     return Page(
         names[0] if len(names) == 1 else "Comparison",
@@ -32,7 +34,7 @@ def comparison_page(comparison: Comparison, command: str) -> Page:
         _lead(comparison),
         leaders(comparison),
         [sentence for sentence in sentences if sentence],
-        [note for note in comparison.notes if note not in told],
+        notes,
         _sections(comparison, command),
     )
 
@@ -58,7 +60,7 @@ def _lead(comparison: Comparison) -> str:
 def _sections(comparison: Comparison, command: str) -> list[Section]:
     plain = legend(comparison).replace("**bold**", "marked ▲").replace("_italics_", "marked ▼")
     about = plain.replace("\\[", "[").replace("in marked", "marked")
-    points: list[Block] = [points_table(comparison), Paragraph(about)]
+    points: list[Block] = [points_table(comparison), Paragraph(WORDS), Paragraph(about)]
     setting: list[Block] = [Paragraph(comparison.caption(hits=True)), varied_table(comparison)]
     again: list[Block] = [Paragraph("This page:"), Code(command), _RUNS]
     found: list[tuple[str, str, Plot | None]] = [

@@ -23,7 +23,9 @@ def fronts(comparison: Comparison) -> Plot | None:
 
     rate = next(m for m in comparison.headline if m.key == "output_tokens_per_s")
     sizes = [row.slots_per_layer for row in comparison.rows]
-    several = len({round(size, 6) for size in sizes if size == size}) > 1
+    # The first group is the one shown first; a column of points at one size says nothing.
+    first = [sizes[place] for place in next(iter(_groups(comparison).values()))]
+    several = len({round(size, 6) for size in first if size == size}) > 1
     across = {"expert slots a layer": sizes} if several else {}
     across |= {
         m.title: [row.estimate(m).mean for row in comparison.rows]

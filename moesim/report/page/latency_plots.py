@@ -47,7 +47,7 @@ def latencies(run: Run) -> Iterator[Plot]:
         "tpot", "Time between tokens",
         "the mean gap of each request (TPOT), and every single gap (ITL)",
         {"mean gap of a request (TPOT)": samples["tpot"], "single gaps (ITL)": samples["itl"]},
-        (BLUE, GREY),
+        (BLUE, GREY), "requests or gaps",
     )  # fmt: skip
     yield from _distribution(
         "e2e", "End-to-end latency", "from arrival to the last token",
@@ -56,7 +56,12 @@ def latencies(run: Run) -> Iterator[Plot]:
 
 
 def _distribution(
-    name: str, title: str, what: str, samples: Mapping[str, Numbers], range_: tuple[str, ...]
+    name: str,
+    title: str,
+    what: str,
+    samples: Mapping[str, Numbers],
+    range_: tuple[str, ...],
+    counted: str = "requests",
 ) -> Iterator[Plot]:
     """Yield the cumulative shares of samples in ns; nothing where all are empty."""
     import altair as alt
@@ -80,7 +85,7 @@ def _distribution(
         .encode(
             alt.X("value:Q", title=f"{title.lower()} ({unit})",
                   scale=alt.Scale(type="log" if wide else "linear")),
-            alt.Y("share:Q", title="share of requests or gaps", axis=alt.Axis(format="%")),
+            alt.Y("share:Q", title=f"share of {counted}", axis=alt.Axis(format="%")),
             alt.Color("line:N", scale=colors(labels, range_[: len(labels)]), legend=strokes()),
             alt.StrokeDash("line:N", scale=alt.Scale(domain=labels, range=_DASHES[: len(labels)]),
                            legend=strokes()),

@@ -11,7 +11,7 @@ from typing import Final
 from moesim.inputs import read_bytes
 from moesim.report.marks import routing_mark
 from moesim.report.metrics import HITS, LATE_HITS, MISSES, costs, error_bar, number
-from moesim.report.page.assumptions import assumptions, notes, warnings
+from moesim.report.page.assumptions import WORDS, assumptions, notes, warnings
 from moesim.report.page.latency_plots import latencies, over_time
 from moesim.report.page.layer_plots import lanes, layers
 from moesim.report.page.occupancy import occupancy
@@ -45,7 +45,11 @@ def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
     bounds = [table for table in numbers if table.title.startswith(("bounds", "regrets"))]
     rest = [table for table in numbers if table not in bounds]
     sections = [
-        Section("headline", "Headline numbers", [_key_facts(run), *_shown("bounds", bounds)]),
+        Section(
+            "headline",
+            "Headline numbers",
+            [_key_facts(run), Paragraph(WORDS), *_shown("bounds", bounds)],
+        ),
         Section("setting", "What was run", [from_table("setup", setup)]),
         Section("what-if", "What if", what_if_panel(run, what_if)),
         Section("time", "Latency and throughput", [Side([*latencies(run), *over_time(run)])]),

@@ -116,6 +116,7 @@
       axis: {
         labelColor: text, titleColor: text, gridColor: line, domainColor: soft, tickColor: soft,
         labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelOverlap: true,
+        labelSeparation: 4,
       },
       axisY: { labelLimit: Math.max(90, Math.min(300, width * 0.36)) },
       legend: {
