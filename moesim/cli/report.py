@@ -179,4 +179,4 @@ def _report_several(
             command=shlex.join(["moesim", "report", *map(str, paths), *out_option(out)]),
             plots=plots,
         )
-    print_comparison(comparison, str(folder), [], as_json=as_json)
+    print_comparison(comparison, str(folder), [], as_json=as_json, plots=plots)
