@@ -15,7 +15,7 @@ def heading(question: Question) -> str:
     """Return what is asked, in two lines."""
     machine, goal = question.machine, GOALS[question.goal]
     card = question.parts.own_card or machine.gpu or "no GPU"
-    parts = [card, _UNNAMED if machine.cpu in (None, "unnamed") else machine.cpu]
+    parts = [card, _UNNAMED if not machine.cpu or machine.cpu == "unnamed" else machine.cpu]
     load = f", {question.load} at once" if question.load > 1 else ""
     return (
         f"{question.model.title} on {', '.join(parts)}\n"

@@ -189,4 +189,4 @@ def _report_several(
             command=this_command(),
             plots=plots,
         )
-    print_comparison(comparison, str(folder), [], as_json=as_json)
+    print_comparison(comparison, str(folder), [], as_json=as_json, plots=plots)
