@@ -116,6 +116,7 @@ def test_the_sign_and_the_unit_of_a_limit_say_what_it_is(
         ("ttft_p99_ms", "write a metric"),
         ("ttft_p99_ms > much", "'much' is no limit"),
         ("ttft_p99_ms > +-5%", "is no limit"),
+        ("ttft_p99_ms > ٣", "is no limit"),
     ],
 )
 def test_a_wrong_threshold_is_refused_and_says_what_to_write(text: str, said: str) -> None:

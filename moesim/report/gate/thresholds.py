@@ -24,7 +24,7 @@ Kind = Literal["value", "change", "relative"]
 
 _EXAMPLE: Final = "ttft_p99_ms > +5%"
 _FORMS: Final = "a limit (+5% or -5%, +3 or -3 in the metric's unit, or a value)"
-_LIMIT: Final = re.compile(r"([+-]?)\s*(\d{1,15}(?:\.\d{1,15})?)\s*([^\d\s.]\S*)?")
+_LIMIT: Final = re.compile(r"([+-]?)\s*(\d{1,15}(?:\.\d{1,15})?)\s*([^\d\s.]\S*)?", re.ASCII)
 _SIZES: Final[Mapping[str, Mapping[str, Fraction]]] = {
     "ms": {unit: Fraction(ns, 10**6) for unit, ns in DURATIONS_NS.items()},
     "s": {unit: Fraction(ns, 10**9) for unit, ns in DURATIONS_NS.items()},

@@ -67,7 +67,7 @@ def fronts(comparison: Comparison) -> Plot | None:
         interpolate="step-after", color=EDGE, strokeDash=[5, 3], strokeWidth=1.2
     )
     return Plot(
-        "plot-front", "Pareto fronts",
+        "plot-front", "Throughput against latency or slots",
         "Scatter plot: throughput against a latency or the size of the cache.",
         f"A point is on the front if no other policy is better in one of the two and as good in "
         f"the other. Diamonds are variants that know the future [{FORESEES}]: bounds, which are "

@@ -40,7 +40,7 @@ def occupancy(run: Run) -> Iterator[Plot]:
     if not len(start):
         return
     groups = np.array_split(np.arange(len(start)), min(POINTS, len(start)))
-    note = f" Each point is the mean of about {len(start) / len(groups):.0f} steps."
+    note = f" Each point is the mean of up to {-(-len(start) // len(groups))} steps."
     note *= len(start) > POINTS
     peak = f"KV blocks held in each step; the peak is {run.text('peak_kv_blocks')}."
     slots = f"Experts with a slot when a step ends, of {run.text('cache_slots')} slots."
