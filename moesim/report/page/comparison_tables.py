@@ -43,7 +43,9 @@ def points_table(comparison: Comparison) -> DataTable:
         body.append([label, *where, number_cell(float(len(row.runs))), *numbers])
     heads = ["variant", *(["setting"] if several else []), "seeds", *titles]
     anchors = [f"point-{places[id(row)]}" for row, _ in found]
-    return DataTable("points-table", "Means of each point", heads, body, interactive=True, anchors=anchors)
+    return DataTable(
+        "points-table", "Means of each point", heads, body, interactive=True, anchors=anchors
+    )
 
 
 def _point_cell(row: Row, metric: Metric, printed: Cell | None) -> DataCell:
