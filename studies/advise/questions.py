@@ -187,7 +187,10 @@ def answer_of(worked: Worked) -> str:
 
 def block_of(worked: Worked, result: Mapping[str, Any]) -> str:
     """Return the command of a question, its answer, and measured rows as Markdown."""
-    command = f"```sh\nmoesim advise {worked.arguments}\n```"
+    command = (
+        "<!-- not run: tests/studies/test_advise_exam.py compares this answer -->\n"
+        f"```sh\nmoesim advise {worked.arguments}\n```"
+    )
     answer = f"```text\n{result['answer']}\n```"
     measured = "\n".join(_line(one, result["numbers"]) for one in worked.beside)
     return f"\n{command}\n\n{answer}\n\n{measured}\n"
