@@ -52,7 +52,9 @@ def price_of(reading: Reading, predicted: Prediction) -> str:
         question = question_of(reading.row)
         _ = question.machine  # refuses texts with words that it does not know
     except MoesimError as error:
-        return f"refused by advise: {error}".split(";", maxsplit=1)[0]
+        why = str(error).split(";", maxsplit=1)[0]
+        # Without the option that the text stands in.
+        return f"refused by advise: {why.partition(': ')[2] if why.startswith('--') else why}"
     row = reading.row
     numbers = (row.depth or 0, row.prompt or 0, row.batch)
     answer = Pricer(question).answer(choice, row.metric, *numbers)
