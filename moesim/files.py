@@ -92,6 +92,16 @@ def clean_up(folder: Path) -> None:
         _remove_leftovers(path)
 
 
+@contextmanager
+def without_leftovers(folder: Path) -> Iterator[None]:
+    """Clean up `folder` before and after the context, as a killed worker could not do itself."""
+    clean_up(folder)
+    try:
+        yield
+    finally:
+        clean_up(folder)
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed writers of `path`; the caller holds its lock."""
     for entry in path.parent.iterdir():

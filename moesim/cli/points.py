@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,7 +14,7 @@ import typer
 from moesim.cli.debug import report_of
 from moesim.cli.progress import sweep_progress
 from moesim.errors import MoesimError, UsageError, described
-from moesim.files import clean_up, output_errors
+from moesim.files import output_errors, without_leftovers
 
 if TYPE_CHECKING:
     from moesim.sweep import Backend, Cluster, Point
@@ -66,25 +66,24 @@ def run_points(
     `total` also counts the points that were finished before. `saved` is called with the folder of
     each run that ends.
     """
-    from moesim.sweep import simulate_points
+    from moesim.sweep import simulate_all
 
-    failures: dict[int, Exception] = {}
-    done = total - len(points)
+    done, failed = total - len(points), 0
     try:
-        with (
-            # Closing ends the workers at once, also after an interrupt.
-            closing(simulate_points(points, backend, force=force)) as results,
-            sweep_progress("points", total) as show,
-        ):
-            show(done)
-            for result in results:
-                if result.error is None:
+        with sweep_progress("points", total) as show:
+
+            def ended(point: Point, error: Exception | None) -> None:
+                nonlocal done, failed
+                if error is not None:
+                    failed += 1
+                else:
                     done += 1
                     if saved is not None:
-                        saved(points[result.index].folder)
-                else:
-                    failures[result.index] = result.error
-                show(done + len(failures))
+                        saved(point.folder)
+                show(done + failed)
+
+            show(done)
+            failures = simulate_all(points, backend, force=force, ended=ended)
     except KeyboardInterrupt:
         typer.echo(
             f"{done} of {total} points are done and kept; the same command continues from there",
@@ -92,7 +91,7 @@ def run_points(
         )
         raise
     echo_repeated(backend)
-    return [(points[index], error) for index, error in sorted(failures.items())]
+    return failures
 
 
 def echo_repeated(backend: Backend | Cluster) -> None:
@@ -132,14 +131,11 @@ def run_into(
 
     No cluster is started or joined if there is nothing to simulate.
     """
-    clean_up(folder)
-    try:
+    with without_leftovers(folder):
         if not points:
             return []
         with backend as place:
             return run_points(points, total, place, force=force, saved=saved)
-    finally:
-        clean_up(folder)  # a worker that was killed could not do this itself
 
 
 def echo_failures(failures: Sequence[tuple[Point, Exception]], total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -117,27 +117,25 @@ class SearchJob:
 
     def _simulate(self, points: Sequence[Point], kept: int) -> Mapping[Path, Exception]:
         """Simulate points, and return the errors by folder, as `moesim.search.tried` asks."""
-        from moesim.sweep import simulate_points
+        from moesim.sweep import simulate_all
 
         self.done += kept
         self.planned = max(self.planned, self.done + len(points))
-        errors: dict[Path, Exception] = {}
         if not points:
-            return errors
-        # Closing ends the workers at once, also after an interrupt.
-        with closing(simulate_points(points, self._at(len(points)), force=self.force)) as results:
-            for result in results:
-                self.done += 1
-                folder = points[result.index].folder
-                if result.error is None:
-                    self.made += 1
-                    self.wall_s += _wall_s(folder)
-                    self.output.save_run(folder)
-                else:
-                    errors[folder] = result.error
-                if self.show is not None:
-                    self.show("runs", self.done, self.planned)
-        return errors
+            return {}
+        place = self._at(len(points))
+        failures = simulate_all(points, place, force=self.force, ended=self._ended)
+        return {point.folder: error for point, error in failures}
+
+    def _ended(self, point: Point, error: Exception | None) -> None:
+        """Count a run, keep a whole one, and show how far the search is."""
+        self.done += 1
+        if error is None:
+            self.made += 1
+            self.wall_s += _wall_s(point.folder)
+            self.output.save_run(point.folder)
+        if self.show is not None:
+            self.show("runs", self.done, self.planned)
 
     def _at(self, count: int) -> Backend | Cluster:
         """Return the place for `count` runs; of processes, one where starting more costs more."""

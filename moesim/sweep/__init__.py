@@ -3,7 +3,14 @@
 from moesim.sweep.backend import Backend, Cluster, TaskResult
 from moesim.sweep.compare import comparison_of
 from moesim.sweep.local import LocalProcesses
-from moesim.sweep.points import Point, check_points, points_of, simulate_points, unfinished
+from moesim.sweep.points import (
+    Point,
+    check_points,
+    points_of,
+    simulate_all,
+    simulate_points,
+    unfinished,
+)
 
 __all__ = [
     "Backend",
@@ -14,6 +21,7 @@ __all__ = [
     "check_points",
     "comparison_of",
     "points_of",
+    "simulate_all",
     "simulate_points",
     "unfinished",
 ]

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.errors import UsageError, described, shown
-from moesim.files import as_path, clean_up, output_errors
+from moesim.files import as_path, output_errors, without_leftovers
 from moesim.locks import exclusive
 from moesim.report import Comparison, Run, compare_runs, load_run
 from moesim.simulate.rundir import TABLES
 from moesim.sweep.backend import Backend
 from moesim.sweep.local import LocalProcesses
-from moesim.sweep.points import Point, check_points, points_of, simulate_points, unfinished
+from moesim.sweep.points import Point, check_points, points_of, simulate_all, unfinished
 
 if TYPE_CHECKING:
     from moesim.progress import Progress
@@ -128,12 +128,8 @@ def _writing(folder: Path) -> Iterator[None]:
     runs = folder / "runs"
     with output_errors(folder):
         runs.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder, inside=True):
-        clean_up(runs)
-        try:
-            yield
-        finally:
-            clean_up(runs)  # a worker that was killed could not do this itself
+    with exclusive(folder, inside=True), without_leftovers(runs):
+        yield
 
 
 def _simulated(
@@ -143,15 +139,12 @@ def _simulated(
     force: bool,
     progress: Progress | None,
 ) -> list[tuple[Point, Exception]]:
-    """Simulate points; return those that failed, in order, with their errors."""
-    failures: dict[int, Exception] = {}
     done = total - len(points)
-    # Closing ends the workers at once, also after an interrupt.
-    with closing(simulate_points(points, backend, force=force)) as results:
-        for result in results:
-            done += 1
-            if result.error is not None:
-                failures[result.index] = result.error
-            if progress is not None:
-                progress("points", done, total)
-    return [(points[index], error) for index, error in sorted(failures.items())]
+
+    def ended(_point: Point, _error: Exception | None) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress("points", done, total)
+
+    return simulate_all(points, backend, force=force, ended=ended)

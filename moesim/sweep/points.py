@@ -10,7 +10,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +25,7 @@ from moesim.sweep.backend import Backend, Cluster, TaskResult
 if TYPE_CHECKING:
     from moesim.scenario import Scenario
 
-__all__ = ["Point", "check_points", "points_of", "simulate_points", "unfinished"]
+__all__ = ["Point", "check_points", "points_of", "simulate_all", "simulate_points", "unfinished"]
 
 _LONGEST: Final = 120  # most file systems take 255 bytes, and temporary names add to it
 
@@ -126,6 +127,27 @@ def simulate_points(
 
         return simulate_away(points, backend, force=force)
     return backend.results(_simulate, [(point, force) for point in points])
+
+
+def simulate_all(
+    points: Sequence[Point],
+    backend: Backend | Cluster,
+    *,
+    force: bool = False,
+    ended: Callable[[Point, Exception | None], None],
+) -> list[tuple[Point, Exception]]:
+    """Simulate every point into its folder; return those that failed, in order, with their errors.
+
+    `ended(point, error)` is called as each one ends; the error of a whole run is None.
+    """
+    failures: dict[int, Exception] = {}
+    # Closing ends the workers at once, also after an interrupt.
+    with closing(simulate_points(points, backend, force=force)) as results:
+        for result in results:
+            if result.error is not None:
+                failures[result.index] = result.error
+            ended(points[result.index], result.error)
+    return [(points[index], error) for index, error in sorted(failures.items())]
 
 
 def slug(values: Mapping[str, Any]) -> str:

@@ -275,7 +275,7 @@ def test_what_a_worker_left_that_had_to_be_killed_is_removed(
         folder.with_name(f".{folder.name}.partial-x").mkdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moesim.sweep.simulate_points", killed)
+    monkeypatch.setattr("moesim.sweep.points.simulate_points", killed)
     moesim("compare", home / "demo.yaml", "--out", tmp_path / "out", "--force")
     assert list((tmp_path / "out" / "runs").iterdir()) == []
 
