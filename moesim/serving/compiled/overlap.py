@@ -24,7 +24,7 @@ from moesim.serving.compiled.keep import kept
 from moesim.serving.compiled.kernel import show_work
 from moesim.serving.compiled.lanes import run_lanes
 from moesim.serving.compiled.policies import KERNELS, RESIDENT, Kernel, compiled_with
-from moesim.serving.compiled.pollution import pair, polluted
+from moesim.serving.compiled.pollution import pair_up, polluted
 from moesim.serving.compiled.works import (
     await_copy,
     await_states,
@@ -394,7 +394,7 @@ def _overlap(  # type: ignore[no-untyped-def]
                     left(loser, cache, ints)
                     mem[at.sums + r.SUM_WASTED] += mem[slot + r.SLOT_FRESH]
                     promote(mem, at, mem[slot + r.SLOT_JOB])
-                    pair(mem, at, loser, key)
+                    pair_up(mem, at, loser, key)
                 if not fixed[number]:
                     insert(key, cache, ints, floats)
                 ints[key, RESIDENT] = 1

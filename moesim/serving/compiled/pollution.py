@@ -8,11 +8,11 @@ from __future__ import annotations
 from moesim.serving.compiled import records as r
 from moesim.serving.compiled.keep import kept
 
-__all__ = ["pair", "polluted"]
+__all__ = ["pair_up", "polluted"]
 
 
 @kept
-def pair(mem, at, victim, taker):  # type: ignore[no-untyped-def]
+def pair_up(mem, at, victim, taker):  # type: ignore[no-untyped-def]
     """Remember that a key left for another one that is copied ahead."""
     mem[r.FREE_PAIRS] -= 1
     pair = mem[at.idle_pairs + mem[r.FREE_PAIRS]]
@@ -29,25 +29,25 @@ def pair(mem, at, victim, taker):  # type: ignore[no-untyped-def]
 
 
 @kept
-def part(mem, at, pair):  # type: ignore[no-untyped-def]
+def _part(mem, at, pair):  # type: ignore[no-untyped-def]
     """Forget a pair."""
-    before, after = mem[pair + r.PAIR_BEFORE_V], mem[pair + r.PAIR_AFTER_V]
-    if before >= 0:
-        mem[before + r.PAIR_AFTER_V] = after
-    else:
-        mem[at.by_victim + mem[pair + r.PAIR_VICTIM]] = after
-    if after >= 0:
-        mem[after + r.PAIR_BEFORE_V] = before
-    before, after = mem[pair + r.PAIR_BEFORE_T], mem[pair + r.PAIR_AFTER_T]
-    if before >= 0:
-        mem[before + r.PAIR_AFTER_T] = after
-    else:
-        mem[at.by_taker + mem[pair + r.PAIR_TAKER]] = after
-    if after >= 0:
-        mem[after + r.PAIR_BEFORE_T] = before
+    _unlink(mem, at.by_victim + mem[pair + r.PAIR_VICTIM], pair, r.PAIR_BEFORE_V, r.PAIR_AFTER_V)
+    _unlink(mem, at.by_taker + mem[pair + r.PAIR_TAKER], pair, r.PAIR_BEFORE_T, r.PAIR_AFTER_T)
     mem[at.idle_pairs + mem[r.FREE_PAIRS]] = pair
     mem[r.FREE_PAIRS] += 1
     mem[r.NUM_PAIRS] -= 1
+
+
+@kept
+def _unlink(mem, first, pair, before_word, after_word):  # type: ignore[no-untyped-def]
+    """Take a pair out of the list whose first pair stands at `first`."""
+    before, after = mem[pair + before_word], mem[pair + after_word]
+    if before >= 0:
+        mem[before + after_word] = after
+    else:
+        mem[first] = after
+    if after >= 0:
+        mem[after + before_word] = before
 
 
 @kept
@@ -55,10 +55,10 @@ def polluted(mem, at, keys, size):  # type: ignore[no-untyped-def]
     """Return how many keys of a union left for a key that is wanted later than they are."""
     for place in range(size):
         while mem[at.by_taker + keys[place]] >= 0:
-            part(mem, at, mem[at.by_taker + keys[place]])
+            _part(mem, at, mem[at.by_taker + keys[place]])
     found = 0
     for place in range(size):
         while mem[at.by_victim + keys[place]] >= 0:
-            part(mem, at, mem[at.by_victim + keys[place]])
+            _part(mem, at, mem[at.by_victim + keys[place]])
             found += 1
     return found
