@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,3 +42,10 @@ def answer(arguments: Iterable[str | Path]) -> tuple[int, str]:
         return done.exception.exit_code, str(done.exception)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", done.output)  # colours, where forced
+
+
+def write_program(path: Path) -> None:
+    """Write a program that a shell can start as `moesim`."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m moesim "$@"\n')
+    path.chmod(0o755)
