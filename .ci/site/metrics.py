@@ -8,6 +8,7 @@ from markdown_table import cell, table
 from repository import ROOT
 
 import moesim
+from moesim.results.metric_names import unit_of
 
 HEAD = """# Metrics
 
@@ -16,16 +17,8 @@ Every key of `summary.json`, in the order of the file. The values are an example
 [What a run writes](../results.md) explains the keys in groups, and the columns of the tables.
 
 """
-UNITS = {
-    "_per_event_mean": "number",
-    "_ms": "ms",
-    "_s": "s",
-    "_ns": "ns",
-    "_bytes": "bytes",
-    "_share": "share (0 to 1)",
-    "_rate": "share (0 to 1)",
-    "_bits": "bits",
-}
+UNITS = {"share": "share (0 to 1)", "": "number"}
+"""Units that the page shows otherwise than `unit_of` gives them."""
 OVERRIDES = ["workload.requests=2", "prefetch=predicted"]
 
 
@@ -46,7 +39,8 @@ def unit(key: str, value: object) -> str:
         return "text"
     if key.endswith("_per_s"):
         return f"{key.removesuffix('_per_s').rpartition('_')[2]} a second"
-    return next((name for ending, name in UNITS.items() if key.endswith(ending)), "number")
+    found = unit_of(key)
+    return UNITS.get(found, found)
 
 
 def meanings_of(text: str) -> dict[str, str]:

@@ -7,21 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import answer
 from paths import ROOT
 from routing_files import IDS, SAMPLES
-from typer.testing import CliRunner
 
-from moesim.cli import app
-from moesim.errors import MoesimError
 from moesim.trace import load_trace
 from moesim.trace.importers import FORMATS
 
 
 def convert(*arguments: str | Path) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["trace", "convert", *map(str, arguments)])
-    if isinstance(done.exception, MoesimError):  # the console script prints it and exits so
-        return done.exception.exit_code, str(done.exception)
-    return done.exit_code, done.output
+    return answer(["trace", "convert", *arguments])
 
 
 @pytest.mark.parametrize("option", [["--from", "llama.cpp"], ["--format", "llama_cpp"], []])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from command_line import write_program
 from paths import ROOT
 from workloads import plan_of, run_on, tiny_scenario, tiny_trace
 
@@ -165,9 +166,7 @@ def test_the_notebook_runs_and_is_kept_without_outputs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_gate_refuses_a_worse_policy_and_passes_the_same_one(tmp_path: Path) -> None:
     program = tmp_path / "bin/moesim"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m moesim "$@"\n')
-    program.chmod(0o755)
+    write_program(program)
     for checkout in ("base", "new"):
         shutil.copytree(EXAMPLES / "ci_gate", tmp_path / checkout / "examples/ci_gate")
         (tmp_path / checkout / "traces").symlink_to(ROOT / "traces")

@@ -11,14 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import COMMANDS
+from command_line import COMMANDS, answer
 from paths import ROOT
-from typer.testing import CliRunner
-from workloads import tiny_trace
+from workloads import whole_and_cut_trace
 
 from moesim import errors
-from moesim.cli import app
-from moesim.errors import MoesimError
 
 WITHOUT_INPUT = {"doctor", "list", "schema"}
 NEEDS_TORCH = {"models train", "models readme"}  # importing torch takes seconds; they share code
@@ -81,12 +78,10 @@ EXISTS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("codes")
-    for name in ("trace", "cut"):
-        tiny_trace(requests=2).save(home / name)
-        where = f"trace: {name}\nhardware: t4\nbounds: false\n"
-        (home / f"{'ok' if name == 'trace' else name}.yaml").write_text(where)
-    ids = home / "cut" / "expert_ids-00000.npy"
-    ids.write_bytes(ids.read_bytes()[:-7])
+    whole_and_cut_trace(home)
+    for name, trace in (("ok", "trace"), ("cut", "cut")):
+        where = f"trace: {trace}\nhardware: t4\nbounds: false\n"
+        (home / f"{name}.yaml").write_text(where)
     (home / "full").mkdir()
     (home / "full" / "thesis.txt").write_text("not to be lost")
     (home / "routing.csv").write_text("token,layer,expert\n0,0,1\n0,1,1\n1,0,0\n1,1,0\n")
@@ -96,11 +91,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def code_of(name: str, line: str) -> int:
-    done = CliRunner().invoke(app, [*name.split(), *line.split()])
-    if isinstance(done.exception, MoesimError):
-        return done.exception.exit_code
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code
+    return answer([*name.split(), *line.split()])[0]
 
 
 def test_the_tables_leave_no_command_out() -> None:

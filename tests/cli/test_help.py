@@ -7,12 +7,11 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from typing import Any
 
 import pytest
 import typer
-from command_line import COMMANDS, ROOT_COMMAND
+from command_line import COMMANDS, ROOT_COMMAND, write_program
 from paths import ROOT
 from typer.testing import CliRunner
 
@@ -87,8 +86,7 @@ try() {{ COMP_WORDS=("$@"); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); COMPREPLY=(
 def completed(tmp_path: Any, *lines: str) -> list[list[str]]:
     """Return what bash offers for the last word of each line."""
     program = tmp_path / "moesim"
-    program.write_text(f'#!/bin/bash\nexec {shlex.quote(sys.executable)} -m moesim "$@"\n')
-    program.chmod(0o755)
+    write_program(program)
     name = shlex.quote(str(program))
     script = _TRY.format(moesim=name, name=name) + "".join(f"try {line}\n" for line in lines)
     done = subprocess.run(

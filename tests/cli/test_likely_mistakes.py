@@ -6,20 +6,15 @@ The table is tests/support/mistakes.yaml. Other tests try mistakes of one room i
 from __future__ import annotations
 
 import os
-import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from command_line import answer
 from paths import ROOT
-from typer.testing import CliRunner
-from workloads import tiny_trace
-
-from moesim.cli import app
-from moesim.errors import MoesimError
+from workloads import whole_and_cut_trace
 
 MISTAKES: dict[str, dict[str, Any]] = yaml.safe_load(
     (ROOT / "tests/support/mistakes.yaml").read_text(encoding="utf-8")
@@ -57,20 +52,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, content in FILES.items():
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    tiny_trace(requests=2).save(home / "trace")
-    shutil.copytree(home / "trace", home / "cut")
-    ids = home / "cut" / "expert_ids-00000.npy"
-    ids.write_bytes(ids.read_bytes()[:-7])
+    whole_and_cut_trace(home)
     return home
-
-
-def said(command: str) -> tuple[int, str]:
-    """Return the exit code and the message of a command line, as a terminal shows them."""
-    done = CliRunner().invoke(app, shlex.split(command), env={"COLUMNS": "200"})
-    if isinstance(done.exception, MoesimError):
-        return done.exception.exit_code, str(done.exception)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, re.sub(r"\x1b\[[0-9;]*m", "", done.output)  # colours, where forced
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -79,7 +62,7 @@ def test_a_likely_mistake_is_answered_with_its_place_and_what_to_try(
 ) -> None:
     monkeypatch.chdir(home)
     before = sorted(os.listdir(home))
-    code, message = said(MISTAKES[name]["run"])
+    code, message = answer(shlex.split(MISTAKES[name]["run"]))
     assert code == MISTAKES[name].get("code", 2), message
     assert [part for part in MISTAKES[name]["says"] if part not in message] == [], message
     assert "Traceback" not in message
@@ -102,6 +85,6 @@ def test_what_is_harmless_runs(
     monkeypatch.chdir(home)
     (home / "harmless.yaml").write_bytes(text.encode())
     options = "--no-plots --set bounds=false --set workload.requests=1"
-    code, output = said(f"run harmless.yaml {options} --out {tmp_path / 'run'}")
+    code, output = answer(["run", "harmless.yaml", *options.split(), "--out", tmp_path / "run"])
     (home / "harmless.yaml").unlink()
     assert code == 0, output

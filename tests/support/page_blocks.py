@@ -25,6 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from command_line import write_program
 from paths import ROOT
 from typer.testing import CliRunner
 
@@ -92,10 +93,7 @@ class Folder:
             (path / name).mkdir()  # real folders: what a block writes stays in the copy
             for file in (ROOT / name).iterdir():
                 (path / name / file.name).symlink_to(file)
-        (path / "bin").mkdir()
-        program = path / "bin/moesim"
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m moesim "$@"\n')
-        program.chmod(0o755)
+        write_program(path / "bin/moesim")
         (path / "bin/python").symlink_to(sys.executable)
 
     def run(self, block: Block) -> str:

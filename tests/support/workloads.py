@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,14 @@ def tiny_trace(**knobs: Any) -> Trace:
     predictions = {"prediction_depth": depth, "prediction_accuracy": 0.5}
     trace = synthesize(SyntheticKnobs(**{**predictions, **shape}))
     return trace.with_meta(model_config=TINY_CONFIG)
+
+
+def whole_and_cut_trace(home: Path) -> None:
+    """Write the trace `trace` into a folder, and `cut`, the same with a file that is too short."""
+    for name in ("trace", "cut"):
+        tiny_trace(requests=2).save(home / name)
+    ids = home / "cut" / "expert_ids-00000.npy"
+    ids.write_bytes(ids.read_bytes()[:-7])
 
 
 def scored_trace(trace: Trace, seed: int = 0) -> Trace:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from paths import ROOT
 from study_scripts import script
 
@@ -58,46 +61,103 @@ def test_nested_lists_are_indented_and_blocks_of_code_are_not(repository: Any) -
     assert repository.nested(text) == "- a\n    - b\n\n```text\n  c\n```\n"
 
 
-def test_the_reference_has_every_key_of_a_scenario_with_type_and_default() -> None:
-    text = script(".ci/site", "schema").page(
-        json.loads((ROOT / "moesim/scenario/scenario.schema.json").read_text())
-    )
+def test_pages_of_files_are_read_where_they_lie_and_stay_out_of_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hook = script(".ci/site", "hook")
+    place = "repository/reports/README.md"
+    monkeypatch.setitem(hook._paths, place, "reports/README.md")
+    text = "[a](../docs/design.md)"
+    for uri, searched in ((place, False), ("design.md", True)):
+        page: Any = SimpleNamespace(file=SimpleNamespace(src_uri=uri), meta={})
+        out = hook.on_page_markdown(text, page=page, config=None, files=None)
+        assert page.meta.get("search") == (None if searched else {"exclude": True})
+        assert out == ("[a](design.md)" if searched else "[a](../../design.md)")
+
+
+# --- The reference --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, str]:
+    """The pages of the reference by name."""
+    pages: dict[str, str] = script(".ci/site", "reference").pages()
+    return pages
+
+
+def targets(nav: Any) -> Iterator[str]:
+    """Yield the pages that a navigation of mkdocs names."""
+    if isinstance(nav, str):
+        yield nav
+    for inner in nav.values() if isinstance(nav, dict) else nav if isinstance(nav, list) else ():
+        yield from targets(inner)
+
+
+def test_the_navigation_has_every_page_of_the_reference(reference: dict[str, str]) -> None:
+    listed = set(targets(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert {f"reference/{name}.md" for name in reference} == {
+        name for name in listed if name.startswith("reference/")
+    }
+
+
+def test_the_reference_has_every_key_of_a_scenario_with_type_and_default(
+    reference: dict[str, str],
+) -> None:
+    text = reference["scenario"]
     assert "| `seed` | integer | `0` | Seed of all random streams. |" in text
     assert "| `cache.policy` | text | `lru` |" in text
     assert "| `workload.arrivals.rate_per_s` | number | required | (kind `poisson`)" in text
     assert "| `memory.host` | `unlimited`, quantity in B, kB," in text
 
 
-def test_the_reference_has_every_command() -> None:
-    text = script(".ci/site", "commands").page()
+def test_the_reference_has_every_command(reference: dict[str, str]) -> None:
+    text = reference["commands"]
     assert "### `moesim trace synth`" in text
     assert "| `--set KEY=VALUE` | Override a key" in text
+    assert "| `--captions <outside\\|inside>` |" in text  # a bar would end the cell
     assert "moesim policies" not in text  # hidden
 
 
-def test_the_reference_has_every_metric_with_a_unit_and_a_meaning() -> None:
-    text = script(".ci/site", "metrics").page()
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
+def test_the_reference_has_every_name_of_the_python_api(reference: dict[str, str]) -> None:
+    import moesim
+
+    named = re.findall(r"^::: moesim\.([\w.]+)$", reference["api"], re.M)
+    ends = [name.rpartition(".")[2] for name in named]
+    assert [name for name in moesim.__all__ if not name.startswith("__") and name not in ends] == []
+    assert "View" in ends
+    assert [name for name in ends if name.startswith("__")] == []
+    assert "scenario.Scenario\n    options: {members: false}" in reference["api"]
+
+
+def test_the_reference_has_every_metric_with_a_unit_and_a_meaning(
+    reference: dict[str, str],
+) -> None:
+    rows = [line for line in reference["metrics"].splitlines() if line.startswith("| `")]
     assert len(rows) > 100
     assert [row for row in rows if row.endswith("|  |")] == []
-    assert any(row.startswith("| `ttft_p99_ms` | ms |") for row in rows)
+    for key, unit in {
+        "ttft_p99_ms": "ms", "name": "text", "stall_share": "share (0 to 1)", "steps": "number",
+        "expert_hit_rate": "share (0 to 1)", "requests_per_s": "requests a second",
+    }.items():  # fmt: skip
+        assert any(row.startswith(f"| `{key}` | {unit} |") for row in rows), key
 
 
-def test_the_reference_has_every_policy_and_marks_the_bounds() -> None:
+def test_the_reference_has_every_policy_and_marks_the_bounds(reference: dict[str, str]) -> None:
     from moesim.policies import FAMILIES, names
 
-    text = script(".ci/site", "policies").page()
+    text = reference["policies"]
     for family in FAMILIES:
         assert [name for name in names(family) if f"| `{name}` |" not in text] == []
     (bound,) = (line for line in text.splitlines() if line.startswith("| `min` |"))
     assert "knows the future" in bound
 
 
-def test_the_lists_have_figures_with_kinds_and_numbered_sources() -> None:
-    lists = script(".ci/site", "lists")
-    engines = lists.figures("Engines", "engines", "engine: NAME")
-    assert "| `host.layer_event` | 8.4ms | fitted | arXiv 2312.17238" in engines
-    models = lists.rows("Models", "models", "model: NAME")
+def test_the_lists_have_figures_with_kinds_and_numbered_sources(reference: dict[str, str]) -> None:
+    assert "| `host.layer_event` | 8.4ms | fitted | arXiv 2312.17238" in reference["engines"]
+    models = reference["models"]
     assert "| `mixtral-8x7b` | 32 | 32 | 8 | 2 |" in models
     assert "## Other names" in models
     assert "- `deepseek-v3`: DeepSeek-R1," in models
+    assert "| no | assumed | [1] | [2] |" in reference["cards"]
+    assert "\n\n## Sources\n\n1. " in reference["cards"]
+    assert "\nLeft out:\n\n- " in reference["systems"]
