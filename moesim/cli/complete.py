@@ -1,8 +1,11 @@
-"""Names for shell completion: what an option or argument may name, found without heavy imports."""
+"""Names for shell completion: what an option or argument may name, found without heavy imports.
+
+typer offers those that begin with what is typed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import typer
 
@@ -20,82 +23,64 @@ __all__ = [
 ]
 
 
-def _starting(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in names() if name.startswith(incomplete)]
-
-    return complete
-
-
-def _models() -> list[str]:
+def of_models() -> list[str]:
     from moesim.model.shapes import shape_names
 
     return shape_names()
 
 
-def _formats() -> list[str]:
+def of_formats() -> list[str]:
     from moesim.model.formats import format_names
 
     return format_names()
 
 
-def _hardware() -> list[str]:
+def of_hardware() -> list[str]:
     from moesim.hardware.hardware import hardware_names
     from moesim.hardware.parts import gpus
 
     return sorted({*hardware_names(), *gpus()})
 
 
-def _cards() -> list[str]:
+def of_cards() -> list[str]:
     from moesim.hardware.parts import gpus
 
     return ["none", *gpus()]
 
 
-def _cpus() -> Iterable[str]:
+def of_cpus() -> Iterable[str]:
     from moesim.hardware.parts import cpus
 
     return cpus()
 
 
-def _importers() -> Iterable[str]:
+def of_importers() -> Iterable[str]:
     from moesim.trace.importers import FORMATS
 
     return FORMATS
 
 
-def _metrics() -> Iterable[str]:
+def of_metrics() -> Iterable[str]:
     from moesim.results.metric_names import METRICS
 
     return METRICS
 
 
-def _kinds() -> list[str]:
+def of_kinds() -> list[str]:
     from moesim.cli.lists import KINDS
 
     return list(KINDS)
 
 
-def of_listed(ctx: typer.Context, incomplete: str) -> list[str]:
+def of_listed(ctx: typer.Context) -> list[str]:
     """Return the names of the kind that stands before."""
     from moesim.cli.lists import KINDS
 
     kind = KINDS.get(str(ctx.params.get("kind")))
-    return [] if kind is None else _starting(kind.names)(incomplete)
+    return [] if kind is None else kind.names()
 
 
-def _policies() -> list[str]:
+def of_policies() -> list[str]:
     from moesim.policies import names
 
     return names("eviction")
-
-
-of_cards = _starting(_cards)
-of_cpus = _starting(_cpus)
-of_importers = _starting(_importers)
-of_metrics = _starting(_metrics)
-of_kinds = _starting(_kinds)
-of_models = _starting(_models)
-of_formats = _starting(_formats)
-of_hardware = _starting(_hardware)
-of_policies = _starting(_policies)

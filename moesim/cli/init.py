@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -17,6 +17,7 @@ from moesim.cli.complete import of_formats, of_hardware, of_models
 if TYPE_CHECKING:
     from moesim.model.shapes import ModelShape
     from moesim.simulate.build import Plan
+    from moesim.trace import Trace
     from moesim.trace.like import Likeness
 
 __all__ = ["register"]
@@ -119,6 +120,15 @@ class _Wanted:
     trace: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Synthetic:
+    """A trace that was drawn for the scenario, and the model that it is like."""
+
+    folder: Path
+    shape: ModelShape
+    likeness: Likeness
+
+
 def _drawn(file: Path, wanted: _Wanted) -> list[str]:
     """Draw a trace like the model's and write the scenario; return lines about both."""
     import shutil
@@ -147,20 +157,14 @@ def _drawn(file: Path, wanted: _Wanted) -> list[str]:
     knobs = knobs_like(found, size)
     write_synthetic(folder, knobs, meta=header_like(found, knobs, shape.moe_layers))
     try:
-        said = _written(file, wanted, folder, found, shape)
+        said = _written(file, replace(wanted, model=name), _Synthetic(folder, shape, found))
     except BaseException:
         shutil.rmtree(folder)  # it was made here, a moment ago
         raise
     return [f"wrote {folder}: a SYNTHETIC trace, drawn at random", *said]
 
 
-def _written(
-    file: Path,
-    wanted: _Wanted,
-    drawn: Path | None = None,
-    found: Likeness | None = None,
-    shape: ModelShape | None = None,
-) -> list[str]:
+def _written(file: Path, wanted: _Wanted, drawn: _Synthetic | None = None) -> list[str]:
     """Write the scenario and check that it runs; return lines about what fits in GPU memory."""
     from moesim.cli.start_text import Start, start_text
     from moesim.errors import MoesimError, UsageError
@@ -170,21 +174,21 @@ def _written(
     from moesim.simulate import prepare
     from moesim.trace import load_trace
 
-    trace = drawn or wanted.trace
+    trace = wanted.trace if drawn is None else drawn.folder
     assert trace is not None
-    recorded = load_trace(trace)
-    model = wanted.model if wanted.trace is not None else wanted.model or _MODEL
-    if shape is None and model is not None:
-        shape = load_shape(model)
-    routing = _about(found, shape) if found is not None and shape is not None else _of(recorded)
+    replayed, model = load_trace(trace), wanted.model
+    if drawn is not None:
+        shape: ModelShape | None = drawn.shape
+    else:
+        shape = None if model is None else load_shape(model)
     start = Start(
-        trace=drawn.name if drawn is not None else _seen_from(file.parent, str(trace)),
-        routing=routing,
+        trace=_seen_from(file.parent, str(trace)) if drawn is None else drawn.folder.name,
+        routing=_of(replayed) if drawn is None else _about(drawn),
         model=_seen_from(file.parent, model) if model and model.endswith(_CONFIGS) else model,
         format=None if shape is None else wanted.form or _usual_format(model, shape),
         hardware=_hardware(file.parent, wanted.gpu, with_disk=wanted.host != _UNLIMITED),
         host=wanted.host,
-        requests=min(_REQUESTS, recorded.num_requests),
+        requests=min(_REQUESTS, replayed.num_requests),
     )
     with output_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -196,17 +200,18 @@ def _written(
         raise UsageError(f"nothing is written, because this would not run: {error}") from error
 
 
-def _about(found: Likeness, shape: ModelShape) -> tuple[str, ...]:
-    known = "published for this model" if found.published else "known of similar models"
+def _about(drawn: _Synthetic) -> tuple[str, ...]:
+    published = drawn.likeness.published
+    known = "published for this model" if published else "known of similar models"
     return (
         "SYNTHETIC ROUTING: drawn at random, made by no model. Its hit rates under LRU are like",
-        f"those {known} ({shape.name}); `moesim trace info` shows more.",
+        f"those {known} ({drawn.shape.name}); `moesim trace info` shows more.",
         "Put a recorded trace here before you decide anything: `moesim record`, or",
         "`moesim trace convert` for what another program has logged.",
     )
 
 
-def _of(trace: object) -> tuple[str, ...]:
+def _of(trace: Trace) -> tuple[str, ...]:
     return (f"The routing that is replayed: {trace}".replace("\n", " "),)
 
 
@@ -240,7 +245,9 @@ def _hardware(folder: Path, gpu: str, *, with_disk: bool) -> str:
 
 def _seen_from(folder: Path, path: str) -> str:
     """Return a path of the command line as a file in `folder` must spell it."""
-    return path if os.path.isabs(path) else Path(os.path.relpath(path, folder)).as_posix()
+    from moesim.config.markers import seen_from
+
+    return path if os.path.isabs(path) else seen_from(folder, path)
 
 
 def _room(plan: Plan) -> list[str]:

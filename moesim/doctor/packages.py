@@ -58,7 +58,7 @@ def requirements(lines: Iterable[str] | None = None) -> dict[str, list[Requireme
     needed: dict[str, list[Requirement]] = {}
     for requirement in map(Requirement, lines):
         for extra in ("", *PURPOSES):
-            always = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            always = _holds(requirement, "")
             if always == (extra == "") and _holds(requirement, extra):
                 needed.setdefault(extra, []).append(requirement)
     return needed

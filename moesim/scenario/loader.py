@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from moesim.config.markers import BASE_DIR, file_under, seen_from
 from moesim.config.validation import COMMAND_LINE, OVERRIDE, order, validate
@@ -26,6 +27,14 @@ from moesim.scenario.sweep import expand_sweep
 from moesim.scenario.system import with_system
 
 __all__ = ["load_scenario"]
+
+
+class _Override(NamedTuple):
+    """A dotted key, the place that messages name, and the value."""
+
+    key: str
+    place: str
+    value: Any
 
 
 def load_scenario(
@@ -110,46 +119,48 @@ def _override(
     return document, problems + _overwritten(document, given)
 
 
-def _listed(overrides: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Return overrides one by one, keys or texts. Raise UsageError for anything else."""
-    if isinstance(overrides, str):
-        return [overrides]
+def _parsed(overrides: Sequence[str] | Mapping[str, Any]) -> tuple[list[_Override], list[str]]:
+    """Return each override, and the mistakes of those that cannot be read."""
+    given: list[_Override] = []
+    problems: list[str] = []
+    for read in _readers(overrides):
+        try:
+            given.append(read())
+        except ScenarioError as error:
+            problems += error.problems
+    return given, problems
+
+
+def _readers(
+    overrides: Sequence[str] | Mapping[str, Any],
+) -> list[Callable[[], _Override]]:
+    """Return what reads each override. Raise UsageError for what is no mapping and no texts."""
     if isinstance(overrides, Mapping):
-        return list(overrides)
-    if isinstance(overrides, Sequence) and all(isinstance(each, str) for each in overrides):
-        return list(overrides)
+        return [partial(_of_value, key, value) for key, value in overrides.items()]
+    texts = [overrides] if isinstance(overrides, str) else overrides
+    if isinstance(texts, Sequence) and all(isinstance(each, str) for each in texts):
+        return [partial(_of_text, each) for each in texts]
     raise UsageError(
         "overrides must map dotted keys to values, like {'seed': 1}, or list texts, like "
         f"['seed=1'], not {shown(overrides)}"
     )
 
 
-def _parsed(
-    overrides: Sequence[str] | Mapping[str, Any],
-) -> tuple[list[tuple[str, str, Any]], list[str]]:
-    """Return the key, the place and the value of each override, and the mistakes of others."""
-    given: list[tuple[str, str, Any]] = []
-    problems: list[str] = []
-    mapped = isinstance(overrides, Mapping)
-    for override in _listed(overrides):
-        key, equals, text = (str(override), "=", "") if mapped else override.partition("=")
-        place = f"{OVERRIDE if mapped else COMMAND_LINE}{key.strip()}"
-        if not equals or not all(key.strip().split(".")):
-            form = "{'seed': 1}" if mapped else "seed=1"
-            whole = place if mapped else f"{COMMAND_LINE}{override}"
-            problems.append(f"{whole}: write a dotted key and a value, as in {form}")
-            continue
-        try:
-            value = (
-                plain_document({"value": overrides[override]}, place).data["value"]
-                if isinstance(overrides, Mapping)
-                else parse_value(text, place)
-            )
-        except ScenarioError as error:
-            problems += error.problems
-            continue
-        given.append((key.strip(), place, value))
-    return given, problems
+def _of_value(name: object, value: Any) -> _Override:
+    key = str(name).strip()
+    place = f"{OVERRIDE}{key}"
+    if not all(key.split(".")):
+        raise ScenarioError([f"{place}: write a dotted key and a value, as in {{'seed': 1}}"])
+    return _Override(key, place, plain_document({"value": value}, place).data["value"])
+
+
+def _of_text(text: str) -> _Override:
+    name, equals, value = text.partition("=")
+    key = name.strip()
+    place = f"{COMMAND_LINE}{key}"
+    if not equals or not all(key.split(".")):
+        raise ScenarioError([f"{COMMAND_LINE}{text}: write a dotted key and a value, as in seed=1"])
+    return _Override(key, place, parse_value(value, place))
 
 
 def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | None:
@@ -161,7 +172,7 @@ def _policy_beside(document: Document, key: KeyPath, base_dir: Path) -> str | No
     return with_file(policy, file_under(base_dir, file)) if file else None
 
 
-def _overwritten(document: Document, given: Sequence[tuple[str, str, Any]]) -> list[str]:
+def _overwritten(document: Document, given: Sequence[_Override]) -> list[str]:
     """Return a message for each override inside a section that the sweep sets as a whole."""
     sweep = document.data.get("sweep")
     return [

@@ -170,7 +170,7 @@ def _report(
             "name": link.name, "bytes_per_s": link.bytes_per_s, "latency_ns": link.latency_ns,
             "bound": BOUND,
         }  # fmt: skip
-        caption += f" Link: {_link_text(link)}."
+        caption += f" Link: {link_line(about['link'])}."
     if resampling is not None:
         about["intervals"] = {
             "confidence": CONFIDENCE,
@@ -187,12 +187,6 @@ def _report(
 def size_text(size: tuple[int, str]) -> str:
     """Return the size of an expert, and where it is from."""
     return f"{format_bytes(size[0])} ({size[1]})"
-
-
-def _link_text(link: CopyLink) -> str:
-    return link_line(
-        {"name": link.name, "bytes_per_s": link.bytes_per_s, "latency_ns": link.latency_ns}
-    )
 
 
 def link_line(link: dict[str, Any]) -> str:

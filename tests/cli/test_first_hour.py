@@ -124,6 +124,17 @@ def test_a_recorded_trace_is_named_from_the_folder_of_the_file(
     assert os.listdir("deep/er") == ["x.yaml"]
 
 
+def test_a_recorded_trace_is_found_from_a_folder_behind_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_trace(requests=3).save("mine")
+    Path("deep/er").mkdir(parents=True)
+    Path("short").symlink_to("deep/er")
+    printed("init", "short/x.yaml", "--trace", "mine", "--gpu", "t4")
+    assert load_scenario("short/x.yaml").trace_path.samefile("mine")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
