@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
-from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis, latency_scale
+from moesim.report.distribution import (
+    LATENCIES,
+    PERCENTILES,
+    cdf,
+    latencies_ns,
+    latency_axis,
+    latency_scale,
+    percentiles,
+)
 from moesim.report.drawing import commanded
 from moesim.report.lane_names import STALL_CAUSES, causes_of, lanes_of
 from moesim.report.lanes import lane_timeline
@@ -25,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["hits_by_layer", "latency_cdf", "plots_for_run", "stall_breakdown"]
 
 LINE: Final = "#0072B2"
-QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
-
 
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
     """Draw every chart of a run into `folder` (default: the run's `plots`) and return the folder.
@@ -209,14 +215,11 @@ def _of_whole_run(run: Run) -> str:
 
 def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit: str) -> None:
     """Draw dots on the curve at p50, p95 and p99, with their values above the panel."""
-    import numpy as np
-
     # Beside the dots the values would overlap: p95 and p99 often lie on one spot.
     texts = []
-    for percent, name in QUANTILES:
-        value = float(np.percentile(sample, percent))
+    for percent, value in zip(PERCENTILES, percentiles(sample).tolist(), strict=True):
         axes.plot(value / scale, percent / 100, "o", color="black", markersize=3.5, zorder=3)
-        texts.append(f"{name} {value / scale:.4g}")
+        texts.append(f"p{percent} {value / scale:.4g}")
     axes.set_title(f"{', '.join(texts)} {unit}", loc="right", fontsize=7.5, fontweight="normal")
 
 
