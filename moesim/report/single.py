@@ -23,7 +23,7 @@ from moesim.report.lane_names import STALL_CAUSES, causes_of, lanes_of
 from moesim.report.lanes import lane_timeline
 from moesim.report.metrics import HITS_LEGEND, run_caption, run_note
 from moesim.report.runs import Run, load_run
-from moesim.report.style import OUTCOMES, STALLS
+from moesim.report.style import BLUE, GREEN, ORANGE, OUTCOMES, STALLS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["hits_by_layer", "latency_cdf", "plots_for_run", "stall_breakdown"]
 
-LINE: Final = "#0072B2"
 
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
     """Draw every chart of a run into `folder` (default: the run's `plots`) and return the folder.
@@ -78,7 +77,7 @@ def latency_cdf(run: Run) -> Chart:
         values, shares = cdf(sample)
         # A distribution starts at zero, so the first step needs its lower end.
         axes.plot([values[0] / scale, *values / scale], [0, *shares], drawstyle="steps-post",
-                  color=LINE)  # fmt: skip
+                  color=BLUE)  # fmt: skip
         _mark_quantiles(axes, sample, scale, unit)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel(f"{label} ({unit})")
@@ -91,8 +90,8 @@ def latency_cdf(run: Run) -> Chart:
 
 
 PARTS: Final = {
-    "ttft_queue": ("queued", "#D55E00", (0, (1, 1.2))),
-    "ttft_service": ("served", "#009E73", (0, (4, 1.5))),
+    "ttft_queue": ("queued", ORANGE, (0, (1, 1.2))),
+    "ttft_service": ("served", GREEN, (0, (4, 1.5))),
 }
 
 
@@ -137,7 +136,7 @@ def stall_breakdown(run: Run) -> Chart:
     causes = causes_of([run])
     seconds |= {label: run.value(f"stall_{cause}_s") for cause, label in causes.items()}
     seconds["idle"] = run.value("idle_s")
-    colors = [LINE, *(STALLS[cause][0] for cause in causes), "#FFFFFF"]
+    colors = [BLUE, *(STALLS[cause][0] for cause in causes), "#FFFFFF"]
     hatches = ["", *(STALLS[cause][1] for cause in causes), ""]
     window = run.window_s
     for place, (label, value) in enumerate(seconds.items()):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-__all__ = ["BLUE", "EDGE", "GREEN", "GREY", "IDLE", "INK", "ORANGE", "POINTS"]
+__all__ = ["EDGE", "IDLE", "POINTS"]
 __all__ += [
     "binned",
     "colors",
@@ -28,7 +28,6 @@ __all__ += [
 
 POINTS: Final = 200
 """The most points of a curve. A page holds no more than its reader can see."""
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
 IDLE: Final = "#C9CCD1"
 EDGE: Final = "#57606a"
 """The edge of bars: their fills alone may be too close to the page's colour."""

@@ -8,7 +8,6 @@ from typing import Any, Final
 from moesim.report.lane_names import LANES, STALL_CAUSES, busy_key, causes_of, lanes_of
 from moesim.report.metrics import HITS_LEGEND
 from moesim.report.page.charts import (
-    BLUE,
     EDGE,
     IDLE,
     colors,
@@ -20,6 +19,7 @@ from moesim.report.page.charts import (
 )
 from moesim.report.page.parts import Plot
 from moesim.report.runs import Run
+from moesim.report.style import BLUE
 
 __all__ = ["lanes", "layers"]
 

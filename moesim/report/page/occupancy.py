@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.page.charts import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    POINTS,
-    colors,
-    data,
-    framed,
-    names,
-    strokes,
-)
+from moesim.report.page.charts import POINTS, colors, data, framed, names, strokes
 from moesim.report.page.parts import Plot
 from moesim.report.runs import Run
+from moesim.report.style import BLUE, GREEN, ORANGE
 from moesim.report.waiting import waiting_ns
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from moesim.report.comparison import Comparison, Row
 from moesim.report.lane_names import causes_of
-from moesim.report.page.charts import BLUE, EDGE, IDLE, colors, data, framed, names, stall_colors
+from moesim.report.page.charts import EDGE, IDLE, colors, data, framed, names, stall_colors
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import MOST_COLORS, choice, setting_name, variant_colors
+from moesim.report.style import BLUE
 from moesim.report.swept import lines_of, swept_number
 
 __all__ = ["lines", "stalls"]
