@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, Final
+from typing import Any
 
 from moesim.config.spelling import exact
 from moesim.report.comparison import Comparison, Row
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
-from moesim.report.metrics import SAVED, Metric
+from moesim.report.metrics import SAVED, SPEEDS, Metric
 from moesim.report.page.parts import DataCell, DataTable, number_cell
 from moesim.report.runs import Run
 from moesim.report.tables import BOUND, means_table
 from moesim.report.tabular import Cell
 
 __all__ = ["leaders", "points_table", "runs_table", "varied_table"]
-
-LEADERS: Final = (
-    "decode_mean_tokens_per_s", "output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms",
-)  # fmt: skip
 
 
 def points_table(comparison: Comparison) -> DataTable:
@@ -105,9 +101,10 @@ def leaders(comparison: Comparison) -> list[str]:
     """Return for each metric which variant is best in how many settings, as the tables mark it."""
     if len(comparison.variants) < 2:
         return []
+    speeds = {metric.key for metric in SPEEDS}
     told = []
     for metric in comparison.headline:
-        if metric.key not in LEADERS:
+        if metric.key not in speeds:
             continue
         best = Counter(label for setting in comparison.settings
                        for label in _best(comparison, setting, metric))  # fmt: skip
