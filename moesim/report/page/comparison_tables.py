@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 from moesim.config.spelling import exact
 from moesim.report.comparison import Comparison, Row
@@ -13,7 +12,7 @@ from moesim.report.metrics import SAVED, SPEEDS, Metric
 from moesim.report.page.parts import DataCell, DataTable, number_cell
 from moesim.report.runs import Run
 from moesim.report.tables import BOUND, means_table
-from moesim.report.tabular import Cell
+from moesim.report.tabular import Cell, Table
 
 __all__ = ["leaders", "points_table", "runs_table", "varied_table"]
 
@@ -102,12 +101,13 @@ def leaders(comparison: Comparison) -> list[str]:
     if len(comparison.variants) < 2:
         return []
     speeds = {metric.key for metric in SPEEDS}
+    printed = [means_table(setting, comparison.within(setting), comparison.headline)
+               for setting in comparison.settings]  # fmt: skip
     told = []
     for metric in comparison.headline:
         if metric.key not in speeds:
             continue
-        best = Counter(label for setting in comparison.settings
-                       for label in _best(comparison, setting, metric))  # fmt: skip
+        best = Counter(label for table in printed for label in _best(table, metric))
         told.append(f"best {metric.label}: {_counted(comparison, best)}")
     if not comparison.has_intervals:
         told.append("one seed a point, so no intervals: another seed may give another order")
@@ -125,7 +125,6 @@ def _counted(comparison: Comparison, best: Counter[str]) -> str:
                      for label, count in best.most_common())  # fmt: skip
 
 
-def _best(comparison: Comparison, setting: str, metric: Metric) -> list[str]:
-    printed: Any = means_table(setting, comparison.within(setting), comparison.headline)
-    place = list(printed.columns).index(metric.title)
+def _best(printed: Table, metric: Metric) -> list[str]:
+    place = printed.columns.index(metric.title)
     return [row[0].text for row in printed.rows if row[place].mark == "best"]
