@@ -356,18 +356,19 @@ def test_hits_are_drawn_of_the_facet_that_is_named(
             run_directory(
                 tmp_path / f"{policy}-{hardware}-{slots}", policy=policy, hardware=hardware,
                 slots_per_layer=slots, steps=3, layers=2, requests=2, output_tokens=2,
+                summary={"hits": hits},
             )
         )
         for policy in ("lru", "fifo")
-        for hardware in ("rtx-4090", "a100-80gb")
+        for hardware, hits in (("rtx-4090", 20), ("a100-80gb", 30))
         for slots in (4, 8)
     ]  # fmt: skip
     comparison = compare_runs(runs)
     assert len(comparison.facets) == 2
     for facet in comparison.facets:
         rows = comparison.series(facet, comparison.variants[0])
-        hits = [[row.slots_per_layer, row.estimate(HITS).mean] for row in rows]
-        assert comparison.plot.hits(facet).get_lines()[0].get_xydata().tolist() == hits
+        expected = [[row.slots_per_layer, row.estimate(HITS).mean] for row in rows]
+        assert comparison.plot.hits(facet).get_lines()[0].get_xydata().tolist() == expected
 
 
 def test_a_wrong_name_in_a_plot_is_an_error_that_names_those_there_are(
