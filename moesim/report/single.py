@@ -66,8 +66,7 @@ def latency_cdf(run: Run) -> Chart:
         note=run_note(run),
     )
     samples = latencies_ns(run)
-    panels = [axes for row in chart.axes for axes in row]
-    for axes, (name, label) in zip(panels, LATENCIES.items(), strict=True):
+    for axes, (name, label) in zip(chart.panels, LATENCIES.items(), strict=True):
         sample = samples[name]
         axes.set_title(name.upper())
         if not len(sample):
