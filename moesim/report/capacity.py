@@ -262,7 +262,7 @@ def _tiles(count: int) -> tuple[int, int]:
 
 
 def _panels(chart: Chart, count: int) -> list[Axes]:
-    panels = [axes for row in chart.axes for axes in row]
+    panels = chart.panels
     for unused in panels[count:]:
         unused.set_visible(False)
     return panels[:count]

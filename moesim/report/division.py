@@ -114,9 +114,8 @@ def _chart(rows: Sequence[Divided], best: Divided, goal: str, name: str) -> Char
         note=run_note(best.run),
         sharex=True,
     )
-    panels = [axes for line in chart.axes for axes in line]
     searched = sorted((row for row in rows if not row.own), key=lambda row: row.share)
-    for axes, metric in zip(panels, (*metrics[:3], HITS), strict=True):
+    for axes, metric in zip(chart.panels, (*metrics[:3], HITS), strict=True):
         shares = [100 * row.share for row in searched]
         axes.plot(shares, [metric.of(row.run) for row in searched], marker="o", markersize=3.5)
         for row in rows:

@@ -24,7 +24,9 @@ __all__ = [
     "MISSES",
     "QUEUED",
     "SAVED",
+    "SPEEDS",
     "THROUGHPUT",
+    "TPOT",
     "TTFT",
     "UNDEFINED",
     "Metric",
@@ -124,13 +126,16 @@ QUEUED: Final = Metric(
 )
 """The part of the mean TTFT in which requests wait for their first step. A faster prefill raises
 it, so it has no better direction."""
+TPOT: Final = Metric("tpot_mean_ms", "TPOT mean", "ms", better="lower")
 E2E: Final = Metric("e2e_p95_ms", "E2E p95", "ms", better="lower")
+SPEEDS: Final = (DECODE, THROUGHPUT, TTFT, TPOT, E2E)
+"""The speeds and latencies, which are the purpose of a server."""
 HEADLINE: Final = (
     DECODE,
     THROUGHPUT,
     TTFT,
     QUEUED,
-    Metric("tpot_mean_ms", "TPOT mean", "ms", better="lower"),
+    TPOT,
     E2E,
     HITS,
     LATE_HITS,

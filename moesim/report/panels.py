@@ -74,10 +74,9 @@ def shared_legend(chart: Chart, *, wide: bool = False) -> None:
     """Add one legend for all panels, to their right or, if `wide`, above them."""
     # By label: a variant has one look in all panels, so one entry is enough.
     entries: dict[str, Any] = {}
-    for row in chart.axes:
-        for axes in row:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                entries.setdefault(label, handle)
+    for axes in chart.panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
     if not entries:
         return
     # Matplotlib lists lines before whiskers; bounds belong last.

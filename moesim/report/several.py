@@ -32,7 +32,7 @@ from moesim.report.panels import (
     shared_legend,
     titled,
 )
-from moesim.report.style import STALLS, Style, styles
+from moesim.report.style import BLUE, STALLS, Style, styles
 from moesim.report.swept import metrics_against_number
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def latency_cdfs(comparison: Comparison) -> Chart:
 def stalls_side_by_side(comparison: Comparison) -> Chart:
     """Draw one bar per variant: the GPU lane's seconds by what it did or waited for."""
     causes = causes_of(comparison.runs)
-    parts = [("compute", "busy_s", "#0072B2", "")]
+    parts = [("compute", "busy_s", BLUE, "")]
     parts += [(label, f"stall_{cause}_s", *STALLS[cause]) for cause, label in causes.items()]
     parts += [("idle", "idle_s", "#FFFFFF", "")]
     return _stacked(
@@ -180,7 +180,7 @@ def ttft_side_by_side(comparison: Comparison) -> Chart:
     """Draw one bar per variant: the mean TTFT in seconds, split into queueing and service."""
     parts = [
         ("queued", "ttft_queue_mean_ms", "#CFC3EE", "////"),
-        ("served", "ttft_service_mean_ms", "#0072B2", ""),
+        ("served", "ttft_service_mean_ms", BLUE, ""),
     ]
     return _stacked(
         comparison, "ttft_split", "Time to first token",

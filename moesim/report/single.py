@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from moesim.files import as_path
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts
-from moesim.report.distribution import LATENCIES, cdf, latencies_ns, latency_axis, latency_scale
+from moesim.report.distribution import (
+    LATENCIES,
+    PERCENTILES,
+    cdf,
+    latencies_ns,
+    latency_axis,
+    latency_scale,
+    percentiles,
+)
 from moesim.report.drawing import commanded
 from moesim.report.lane_names import STALL_CAUSES, causes_of, lanes_of
 from moesim.report.lanes import lane_timeline
 from moesim.report.metrics import HITS_LEGEND, run_caption, run_note
 from moesim.report.runs import Run, load_run
-from moesim.report.style import OUTCOMES, STALLS
+from moesim.report.style import BLUE, GREEN, ORANGE, OUTCOMES, STALLS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["hits_by_layer", "latency_cdf", "plots_for_run", "stall_breakdown"]
-
-LINE: Final = "#0072B2"
-QUANTILES: Final = ((50, "p50"), (95, "p95"), (99, "p99"))
 
 
 def plots_for_run(run_dir: str | Path, folder: str | Path | None = None) -> Path:
@@ -61,8 +66,7 @@ def latency_cdf(run: Run) -> Chart:
         note=run_note(run),
     )
     samples = latencies_ns(run)
-    panels = [axes for row in chart.axes for axes in row]
-    for axes, (name, label) in zip(panels, LATENCIES.items(), strict=True):
+    for axes, (name, label) in zip(chart.panels, LATENCIES.items(), strict=True):
         sample = samples[name]
         axes.set_title(name.upper())
         if not len(sample):
@@ -72,7 +76,7 @@ def latency_cdf(run: Run) -> Chart:
         values, shares = cdf(sample)
         # A distribution starts at zero, so the first step needs its lower end.
         axes.plot([values[0] / scale, *values / scale], [0, *shares], drawstyle="steps-post",
-                  color=LINE)  # fmt: skip
+                  color=BLUE)  # fmt: skip
         _mark_quantiles(axes, sample, scale, unit)
         axes.set_ylim(0, 1.02)
         axes.set_xlabel(f"{label} ({unit})")
@@ -85,8 +89,8 @@ def latency_cdf(run: Run) -> Chart:
 
 
 PARTS: Final = {
-    "ttft_queue": ("queued", "#D55E00", (0, (1, 1.2))),
-    "ttft_service": ("served", "#009E73", (0, (4, 1.5))),
+    "ttft_queue": ("queued", ORANGE, (0, (1, 1.2))),
+    "ttft_service": ("served", GREEN, (0, (4, 1.5))),
 }
 
 
@@ -131,7 +135,7 @@ def stall_breakdown(run: Run) -> Chart:
     causes = causes_of([run])
     seconds |= {label: run.value(f"stall_{cause}_s") for cause, label in causes.items()}
     seconds["idle"] = run.value("idle_s")
-    colors = [LINE, *(STALLS[cause][0] for cause in causes), "#FFFFFF"]
+    colors = [BLUE, *(STALLS[cause][0] for cause in causes), "#FFFFFF"]
     hatches = ["", *(STALLS[cause][1] for cause in causes), ""]
     window = run.window_s
     for place, (label, value) in enumerate(seconds.items()):
@@ -209,14 +213,11 @@ def _of_whole_run(run: Run) -> str:
 
 def _mark_quantiles(axes: Axes, sample: NDArray[np.float64], scale: float, unit: str) -> None:
     """Draw dots on the curve at p50, p95 and p99, with their values above the panel."""
-    import numpy as np
-
     # Beside the dots the values would overlap: p95 and p99 often lie on one spot.
     texts = []
-    for percent, name in QUANTILES:
-        value = float(np.percentile(sample, percent))
+    for percent, value in zip(PERCENTILES, percentiles(sample).tolist(), strict=True):
         axes.plot(value / scale, percent / 100, "o", color="black", markersize=3.5, zorder=3)
-        texts.append(f"{name} {value / scale:.4g}")
+        texts.append(f"p{percent} {value / scale:.4g}")
     axes.set_title(f"{', '.join(texts)} {unit}", loc="right", fontsize=7.5, fontweight="normal")
 
 

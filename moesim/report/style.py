@@ -18,27 +18,28 @@ from moesim.report.comparison import Comparison
 from moesim.report.names import ORACLE
 
 __all__ = ["BOUNDS", "KINDS", "OUTCOMES", "STALLS", "Style", "house_style", "styles"]
-__all__ += ["styles_of"]
+__all__ += ["BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "styles_of"]
 
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
 POLICIES: Final = {
-    "LRU": ("#0072B2", "o"),
-    "LFU": ("#D55E00", "s"),
+    "LRU": (BLUE, "o"),
+    "LFU": (ORANGE, "s"),
     "LFU in cache": ("#E69F00", "D"),
     "LFU decay": ("#CC79A7", "^"),
-    "FIFO": ("#009E73", "v"),
-    "random": ("#8C8C8C", "X"),
+    "FIFO": (GREEN, "v"),
+    "random": (GREY, "X"),
     "static": ("#882255", "P"),
-    "MIN (misses)": ("#000000", "*"),
-    "no prefetch": ("#8C8C8C", "o"),
-    "oracle prefetch": ("#000000", "*"),
-    "predicted prefetch": ("#0072B2", "s"),
-    "prefill-first batching": ("#D55E00", "s"),
-    "decode-first batching": ("#0072B2", "o"),
-    "fcfs batching": ("#009E73", "v"),
-    "copy placement": ("#0072B2", "o"),
+    "MIN (misses)": (BLACK, "*"),
+    "no prefetch": (GREY, "o"),
+    "oracle prefetch": (BLACK, "*"),
+    "predicted prefetch": (BLUE, "s"),
+    "prefill-first batching": (ORANGE, "s"),
+    "decode-first batching": (BLUE, "o"),
+    "fcfs batching": (GREEN, "v"),
+    "copy placement": (BLUE, "o"),
     "cpu-layers placement": ("#E69F00", "D"),
-    "cpu-experts placement": ("#D55E00", "s"),
-    "cost placement": ("#009E73", "^"),
+    "cpu-experts placement": (ORANGE, "s"),
+    "cost placement": (GREEN, "^"),
     "two-queue placement": ("#CC79A7", "v"),
 }
 # For all other policies: mostly Paul Tol's muted scheme, without the colours above.
@@ -58,16 +59,16 @@ BOUNDS: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 # Hatches keep the parts of a bar apart in greyscale.
 STALLS: Final = {
-    "demand": ("#D55E00", ""),
+    "demand": (ORANGE, ""),
     "late": ("#F0C000", "////"),
     "readback": ("#56B4E9", "\\\\\\\\"),
-    "cpu": ("#009E73", "..."),
+    "cpu": (GREEN, "..."),
     "disk": ("#B5739D", "----"),
     "host": ("#CFC3EE", "++++"),
     "other": ("#9A9A9A", "xxxx"),
 }
 OUTCOMES: Final = {
-    "hit": ("#0072B2", ""),
+    "hit": (BLUE, ""),
     "late hit": ("#8CC6EC", "////"),
     "miss, on the CPU": ("#7FCDB5", "..."),
     "miss, copied": ("#EBEBEB", ""),
@@ -75,11 +76,11 @@ OUTCOMES: Final = {
 }
 # The kinds of work in `timeline.parquet`: warm colours copy to the GPU.
 KINDS: Final = {
-    "front": "#0072B2",
+    "front": BLUE,
     "dense": "#004C77",
-    "experts": "#009E73",
-    "tail": "#8C8C8C",
-    "demand": "#D55E00",
+    "experts": GREEN,
+    "tail": GREY,
+    "demand": ORANGE,
     "prefetch": "#F0C000",
     "load": "#CC79A7",
     "readback": "#56B4E9",

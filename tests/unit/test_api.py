@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from paths import ROOT
+from run_directories import run_directory
 from workloads import tiny_scenario, tiny_trace
 
 import moesim
 from moesim.errors import DamagedRun, ScenarioError, UsageError
+from moesim.report import compare_runs, load_run
+from moesim.report.metrics import HITS
 
 HEAVY = ("torch", "pandas", "matplotlib", "scipy", "transformers", "pyarrow", "altair", "jinja2")
 LONGEST = 200
@@ -343,6 +346,29 @@ def test_the_plots_of_a_comparison_are_of_one_setting(
     assert plot.metric("hits", second).get_xlabel().split()[:2] == ["hits", "(%)"]
     assert len(plot.stalls().patches) > 0
     assert {"LRU", "FIFO"} <= set(plot.hits().get_legend_handles_labels()[1])
+
+
+def test_hits_are_drawn_of_the_facet_that_is_named(
+    new_axes: Callable[[], Any], tmp_path: Path
+) -> None:
+    runs = [
+        load_run(
+            run_directory(
+                tmp_path / f"{policy}-{hardware}-{slots}", policy=policy, hardware=hardware,
+                slots_per_layer=slots, steps=3, layers=2, requests=2, output_tokens=2,
+                summary={"hits": hits},
+            )
+        )
+        for policy in ("lru", "fifo")
+        for hardware, hits in (("rtx-4090", 20), ("a100-80gb", 30))
+        for slots in (4, 8)
+    ]  # fmt: skip
+    comparison = compare_runs(runs)
+    assert len(comparison.facets) == 2
+    for facet in comparison.facets:
+        rows = comparison.series(facet, comparison.variants[0])
+        expected = [[row.slots_per_layer, row.estimate(HITS).mean] for row in rows]
+        assert comparison.plot.hits(facet).get_lines()[0].get_xydata().tolist() == expected
 
 
 def test_a_wrong_name_in_a_plot_is_an_error_that_names_those_there_are(

@@ -21,6 +21,7 @@ from moesim.report import load_run
 from moesim.report.gate import judge, parse_threshold
 from moesim.report.gate.paired import change_of
 from moesim.report.gate.samples import RequestPairs, Sample
+from moesim.report.gate.text import tables
 from moesim.report.runs import Run
 from moesim.report.statistics import difference
 from moesim.results.metric_names import METRICS
@@ -331,6 +332,16 @@ def test_the_command_exits_with_3_and_prints_the_paired_interval(base: Run, slow
     passed = moesim(*sides, "e2e_mean_ms > +90%")
     assert passed.exit_code == 0, passed.output
     assert passed.stdout.endswith("the threshold holds\n")
+
+
+def test_shares_change_in_points_and_all_else_in_percent(base: Run) -> None:
+    moved = {"stall_share": base.value("stall_share") + 0.02,
+             "output_tokens_per_s": 1.5 * base.value("output_tokens_per_s")}  # fmt: skip
+    run = Run(base.path, {**base.summary, **moved}, base.manifest, base.scenario)
+    (table,) = tables(judge([run], [base], []))
+    changes = {row[0].text: row[3].text for row in table.rows}
+    assert changes["stall_share"] == "+2 pp"
+    assert changes["output_tokens_per_s"] == "+50 %"
 
 
 def test_a_run_beside_itself_changes_in_nothing(base: Run) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from paths import ROOT
@@ -290,6 +291,20 @@ def test_experts_in_gpu_memory_are_drawn_where_a_run_counted_them(tmp_path: Path
     pq.write_table(steps.append_column("residents", [counted]), path / "steps.parquet")
     plot = plots_in(page_of([load_run(path)], COMMAND))["plot-experts"]
     assert [row[plot["fields"].index("mean")] for row in plot["rows"]] == counted
+
+
+def test_requests_that_no_step_ever_serves_wait_to_the_end_and_rejected_ones_never(
+    tmp_path: Path,
+) -> None:
+    path = run_directory(tmp_path / "run", steps=4, layers=2, requests=4, output_tokens=3)
+    table = pq.read_table(path / "requests.parquet").to_pydict()
+    changes = {"arrival_ns": [0, 0, 0, -1], "scheduled_ns": [0, -1, -1, -1]}
+    changes |= {"status": ["finished", "waiting", "rejected", "waiting"]}
+    pq.write_table(pa.table({**table, **changes}), path / "requests.parquet")
+    plot = plots_in(page_of([load_run(path)], COMMAND))["plot-requests"]
+    line, mean = plot["fields"].index("line"), plot["fields"].index("mean")
+    waiting = plot["levels"]["line"].index("waiting")
+    assert [row[mean] for row in plot["rows"] if row[line] == waiting] == [1, 1, 1, 1]
 
 
 def test_a_synthetic_trace_is_named_at_the_title_and_in_the_warnings(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from random_lanes import random_lanes_case
@@ -132,6 +134,23 @@ def test_counters_are_of_the_whole_run(runs: dict[str, Run], tmp_path: Path) -> 
     arrived, scheduled = (sum(column.tolist()) for column in table.values())
     assert area == scheduled - arrived
     assert queue[-1][1] == 0
+
+
+def test_a_rejected_request_ends_when_it_arrives_and_never_waits(tmp_path: Path) -> None:
+    path = run_directory(tmp_path / "run", steps=4, layers=2, requests=2, output_tokens=3)
+    table = pq.read_table(path / "requests.parquet").to_pydict()
+    changes = {"status": ["rejected", "finished"], "scheduled_ns": [-1, 2 * MS]}
+    changes |= {"arrival_ns": [MS, MS], "first_token_ns": [-1, 3 * MS], "finish_ns": [-1, 4 * MS]}
+    pq.write_table(pa.table({**table, **changes}), path / "requests.parquet")
+    events = events_of(load_run(path), tmp_path)
+    spans = [(each.start_ns, each.finish_ns) for each in events.spans if each.request == 0]
+    assert spans == [(MS, MS)]
+    assert events.counters["queue"] == [(MS, 1), (2 * MS, 0)]
+
+
+def test_a_compressed_file_says_no_time(runs: dict[str, Run], tmp_path: Path) -> None:
+    write_perfetto(runs["demand"], tmp_path / "lanes.json.gz")
+    assert (tmp_path / "lanes.json.gz").read_bytes()[4:8] == bytes(4)
 
 
 def test_between_steps_counters_are_zero(runs: dict[str, Run], tmp_path: Path) -> None:

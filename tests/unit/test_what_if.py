@@ -15,7 +15,7 @@ from moesim.cli import app
 from moesim.report import load_run
 from moesim.report.runs import Run
 from moesim.report.what_ifs import sentences, what_if_table
-from moesim.results.what_if import WhatIf
+from moesim.results.what_if import WhatIf, WhatIfs
 from moesim.scenario import load_scenario
 from moesim.simulate import prepare, result_of
 from moesim.simulate import run as simulate
@@ -191,3 +191,13 @@ def test_the_command_prints_a_row_for_each_and_every_reason(run: Run) -> None:
     assert [each["name"] for each in data["what_ifs"]] == ["link", "slots", "prefetch", "cpu"]
     several = CliRunner().invoke(app, ["report", str(run.path), str(run.path), "--what-if"])
     assert several.exit_code == 0  # one run, named twice
+
+
+def test_shares_change_in_points_and_all_else_in_percent(run: Run) -> None:
+    base = dict(run.summary)
+    better = {**base, "stall_share": base["stall_share"] - 0.1,
+              "output_tokens_per_s": 1.5 * base["output_tokens_per_s"]}  # fmt: skip
+    table = what_if_table(run, WhatIfs(base, [WhatIf("link", "faster", summary=better)]))
+    cells = dict(zip(table.columns, (cell.text for cell in table.rows[1]), strict=True))
+    assert cells["stalled (% of step time)"].endswith("(-10.0 pp)")
+    assert cells["throughput (tokens/s in all)"].endswith("(+50.0 %)")

@@ -13,15 +13,19 @@ from moesim.report.gate.paired import Change, Interval, change_of
 from moesim.report.gate.samples import RequestPairs
 from moesim.report.gate.thresholds import Threshold
 from moesim.report.labels import differs, value_at
+from moesim.report.metrics import SPEEDS
 from moesim.report.runs import Run
 from moesim.report.statistics import estimate
 
 __all__ = ["HEADLINES", "Check", "Judgement", "judge"]
 
 HEADLINES: Final = (
-    "decode_mean_tokens_per_s", "output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms",
-    "on_time_hit_rate", "late_hit_rate", "h2d_bytes", "stall_share",
-)  # fmt: skip
+    *(metric.key for metric in SPEEDS),
+    "on_time_hit_rate",
+    "late_hit_rate",
+    "h2d_bytes",
+    "stall_share",
+)
 """The metrics whose changes are shown also without a threshold."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.style import OUTCOMES, STALLS
+from moesim.report.style import BLUE, OUTCOMES, STALLS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
-__all__ = ["BLUE", "EDGE", "GREEN", "GREY", "IDLE", "INK", "ORANGE", "POINTS"]
+__all__ = ["EDGE", "IDLE", "POINTS"]
 __all__ += [
     "binned",
     "colors",
     "data",
     "framed",
+    "gpu_parts",
     "names",
     "outcome_colors",
     "stall_colors",
@@ -28,7 +29,6 @@ __all__ += [
 
 POINTS: Final = 200
 """The most points of a curve. A page holds no more than its reader can see."""
-BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#000000"
 IDLE: Final = "#C9CCD1"
 EDGE: Final = "#57606a"
 """The edge of bars: their fills alone may be too close to the page's colour."""
@@ -76,6 +76,16 @@ def outcome_colors(labels: Sequence[str]) -> list[str]:
 def stall_colors(causes: Sequence[str]) -> list[str]:
     """Return the colours of the causes of stalls."""
     return [STALLS[cause][0] for cause in causes]
+
+
+def gpu_parts(causes: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return the parts of the GPU's time: label, key in the summary, and colour.
+
+    `causes` are the labels of the causes of stalls, by cause.
+    """
+    stalled = [(f"stalled: {label}", f"stall_{cause}_s", STALLS[cause][0])
+               for cause, label in causes.items()]  # fmt: skip
+    return [("computing", "busy_s", BLUE), *stalled, ("idle, no request", "idle_s", IDLE)]
 
 
 def binned(times: Numbers, end: float, most: int) -> tuple[Numbers, Numbers]:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any, Final
 
 from moesim.config.spelling import exact
 from moesim.report.comparison import Comparison, Row
 from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
-from moesim.report.metrics import SAVED, Metric
+from moesim.report.metrics import SAVED, SPEEDS, Metric
 from moesim.report.page.parts import DataCell, DataTable, number_cell
 from moesim.report.runs import Run
 from moesim.report.tables import BOUND, means_table
-from moesim.report.tabular import Cell
+from moesim.report.tabular import Cell, Table
 
 __all__ = ["leaders", "points_table", "runs_table", "varied_table"]
-
-LEADERS: Final = (
-    "decode_mean_tokens_per_s", "output_tokens_per_s", "ttft_p95_ms", "tpot_mean_ms", "e2e_p95_ms",
-)  # fmt: skip
 
 
 def points_table(comparison: Comparison) -> DataTable:
@@ -105,12 +100,14 @@ def leaders(comparison: Comparison) -> list[str]:
     """Return for each metric which variant is best in how many settings, as the tables mark it."""
     if len(comparison.variants) < 2:
         return []
+    speeds = {metric.key for metric in SPEEDS}
+    printed = [means_table(setting, comparison.within(setting), comparison.headline)
+               for setting in comparison.settings]  # fmt: skip
     told = []
     for metric in comparison.headline:
-        if metric.key not in LEADERS:
+        if metric.key not in speeds:
             continue
-        best = Counter(label for setting in comparison.settings
-                       for label in _best(comparison, setting, metric))  # fmt: skip
+        best = Counter(label for table in printed for label in _best(table, metric))
         told.append(f"best {metric.label}: {_counted(comparison, best)}")
     if not comparison.has_intervals:
         told.append("one seed a point, so no intervals: another seed may give another order")
@@ -128,7 +125,6 @@ def _counted(comparison: Comparison, best: Counter[str]) -> str:
                      for label, count in best.most_common())  # fmt: skip
 
 
-def _best(comparison: Comparison, setting: str, metric: Metric) -> list[str]:
-    printed: Any = means_table(setting, comparison.within(setting), comparison.headline)
-    place = list(printed.columns).index(metric.title)
+def _best(printed: Table, metric: Metric) -> list[str]:
+    place = printed.columns.index(metric.title)
     return [row[0].text for row in printed.rows if row[place].mark == "best"]

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 from moesim.report.comparison import Comparison, Row
 from moesim.report.metrics import UNDEFINED, Metric
-from moesim.report.page.charts import BLUE, EDGE, GREY, INK, ORANGE, colors, data, framed, names
+from moesim.report.page.charts import EDGE, colors, data, framed, names
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import EVERY, choice
 from moesim.report.statistics import Estimate
+from moesim.report.style import BLACK, BLUE, GREY, ORANGE
 from moesim.report.tables import difference_cell, paired_change
 
 __all__ = ["differences"]
@@ -22,7 +23,7 @@ VERDICTS: Final = {
     "interval includes zero": (GREY, "circle"),
     "one seed, no interval": (GREY, "square"),
     "difference without a better side": (GREY, "stroke"),
-    "bound, not a policy": (INK, "diamond"),
+    "bound, not a policy": (BLACK, "diamond"),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from moesim.report.comparison import CAPACITY_KEYS, LOAD_KEYS, Comparison, Row
 from moesim.report.marks import FORESEES
+from moesim.report.metrics import E2E, THROUGHPUT, TPOT, TTFT
 from moesim.report.page.charts import EDGE, colors, data, framed, names
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import EVERY, MOST_COLORS, by_variant, choice, setting_name
@@ -21,7 +22,7 @@ def fronts(comparison: Comparison) -> Plot | None:
     """Return throughput against a latency or the cache, with the points that none beats in both."""
     import altair as alt
 
-    rate = next(m for m in comparison.headline if m.key == "output_tokens_per_s")
+    rate = next(m for m in comparison.headline if m.key == THROUGHPUT.key)
     sizes = [row.slots_per_layer for row in comparison.rows]
     # The first group is the one shown first; a column of points at one size says nothing.
     first = [sizes[place] for place in next(iter(_groups(comparison).values()))]
@@ -29,9 +30,9 @@ def fronts(comparison: Comparison) -> Plot | None:
     across = {"expert slots a layer": sizes} if several else {}
     across |= {
         m.title: [row.estimate(m).mean for row in comparison.rows]
-        for key in ("tpot_mean_ms", "ttft_p95_ms", "e2e_p95_ms")
+        for latency in (TPOT, TTFT, E2E)
         for m in comparison.headline
-        if m.key == key
+        if m.key == latency.key
     }
     rates = [row.estimate(rate).mean for row in comparison.rows]
     rows = [

@@ -6,22 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from moesim.report.distribution import cdf, is_wide, latencies_ns, latency_scale
-from moesim.report.page.charts import (
-    BLUE,
-    EDGE,
-    GREEN,
-    GREY,
-    ORANGE,
-    POINTS,
-    binned,
-    colors,
-    data,
-    framed,
-    names,
-    strokes,
-)
+from moesim.report.page.charts import EDGE, POINTS, binned, colors, data, framed, names, strokes
 from moesim.report.page.parts import Plot
 from moesim.report.runs import Run
+from moesim.report.style import BLUE, GREEN, GREY, ORANGE
 
 if TYPE_CHECKING:
     import numpy as np

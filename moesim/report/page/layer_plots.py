@@ -8,18 +8,18 @@ from typing import Any, Final
 from moesim.report.lane_names import LANES, STALL_CAUSES, busy_key, causes_of, lanes_of
 from moesim.report.metrics import HITS_LEGEND
 from moesim.report.page.charts import (
-    BLUE,
     EDGE,
-    IDLE,
     colors,
     data,
     framed,
+    gpu_parts,
     names,
     outcome_colors,
     stall_colors,
 )
 from moesim.report.page.parts import Plot
 from moesim.report.runs import Run
+from moesim.report.style import BLUE
 
 __all__ = ["lanes", "layers"]
 
@@ -126,12 +126,7 @@ _TAIL: Final = "Stalls in the tail of a step belong to no layer."
 
 def lanes(run: Run) -> Iterator[Plot]:
     """Yield where the GPU's time went, and how busy each lane was."""
-    causes = causes_of([run])
-    parts = [("computing", "busy_s", BLUE)]
-    looks = dict(zip(causes, stall_colors(list(causes)), strict=True))
-    parts += [(f"stalled: {label}", f"stall_{cause}_s", looks[cause])
-              for cause, label in causes.items()]  # fmt: skip
-    parts += [("idle, no request", "idle_s", IDLE)]
+    parts = gpu_parts(causes_of([run]))
     window = run.window_s
     rows = [
         (label, run.value(key), run.value(key) / window if window > 0 else None)

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.page.charts import (
-    BLUE,
-    GREEN,
-    ORANGE,
-    POINTS,
-    colors,
-    data,
-    framed,
-    names,
-    strokes,
-)
+from moesim.report.page.charts import POINTS, colors, data, framed, names, strokes
 from moesim.report.page.parts import Plot
 from moesim.report.runs import Run
+from moesim.report.style import BLUE, GREEN, ORANGE
+from moesim.report.waiting import waiting_ns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,12 +64,7 @@ def _waiting(run: Run, starts: Numbers) -> Numbers:
     """Return how many requests have arrived and not been served yet, at each time."""
     import numpy as np
 
-    columns = ("arrival_ns", "scheduled_ns")
-    table = run.table("requests", columns)
-    arrival, scheduled = (table[key].astype(np.float64) for key in columns)
-    known = scheduled >= 0
-    arrived = np.searchsorted(np.sort(arrival[known]), starts, side="right")
-    served = np.searchsorted(np.sort(scheduled[known]), starts, side="right")
+    arrived, served = (np.searchsorted(times, starts, "right") for times in waiting_ns(run))
     return (arrived - served).astype(np.float64)
 
 

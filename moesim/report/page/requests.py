@@ -11,6 +11,7 @@ from moesim.report.lane_names import STALL_CAUSES, causes_of
 from moesim.report.page.charts import EDGE, colors, data, framed, names
 from moesim.report.page.parts import DataCell, DataTable, Plot, number_cell
 from moesim.report.runs import Run
+from moesim.report.style import BLUE, GREEN, ORANGE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ MOST_REQUESTS: Final = 1000
 SLOWEST: Final = 5
 MARKS: Final = 200
 """The most marks of one kind in a timeline."""
-PHASES: Final = {"queueing": "#D55E00", "prefill": "#009E73", "decode": "#0072B2"}
+PHASES: Final = {"queueing": ORANGE, "prefill": GREEN, "decode": BLUE}
 _COLUMNS: Final = (
     "request", "domain", "status", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns",
     "prompt_tokens", "output_tokens", "preemptions",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moesim.report.comparison import Comparison, Row
 from moesim.report.lane_names import causes_of
-from moesim.report.page.charts import BLUE, EDGE, IDLE, colors, data, framed, names, stall_colors
+from moesim.report.page.charts import EDGE, colors, data, framed, gpu_parts, names
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import MOST_COLORS, choice, setting_name, variant_colors
 from moesim.report.swept import lines_of, swept_number
@@ -92,12 +92,7 @@ def stalls(comparison: Comparison) -> Plot | None:
     """Return the GPU's time of each variant by what it did or waited for."""
     import altair as alt
 
-    causes = causes_of(comparison.runs)
-    parts = [("computing", "busy_s", BLUE)]
-    looks = stall_colors(list(causes))
-    parts += [(f"stalled: {label}", f"stall_{cause}_s", look)
-              for (cause, label), look in zip(causes.items(), looks, strict=True)]  # fmt: skip
-    parts += [("idle, no request", "idle_s", IDLE)]
+    parts = gpu_parts(causes_of(comparison.runs))
     rows = [
         (setting_name(setting), row.label, label, row.mean(key), place)
         for setting in comparison.settings

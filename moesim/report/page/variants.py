@@ -8,9 +8,9 @@ from typing import Any, Final
 from moesim.report.comparison import Comparison
 from moesim.report.marks import FORESEES
 from moesim.report.metrics import Metric
-from moesim.report.page.charts import BLUE, colors
+from moesim.report.page.charts import colors
 from moesim.report.page.parts import Choice
-from moesim.report.style import styles_of
+from moesim.report.style import BLUE, styles_of
 
 __all__ = [
     "EVERY",

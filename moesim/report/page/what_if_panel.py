@@ -9,6 +9,7 @@ from moesim.report.marks import marked, routing_mark
 from moesim.report.page.charts import EDGE, colors, data, framed
 from moesim.report.page.parts import Block, Code, Hidden, Paragraph, Plot, from_table
 from moesim.report.runs import Run
+from moesim.report.style import BLUE, GREY
 from moesim.report.what_ifs import AS_RUN, sentences, what_if_table
 from moesim.results.what_if import WhatIfs
 
@@ -48,7 +49,7 @@ def _plot(found: WhatIfs) -> Plot:
             alt.X("value:Q", title=title),
             alt.Y("change:N", title=None, sort=[row[0] for row in rows]),
             alt.Color("kind:N", legend=None,
-                      scale=colors(["as it was", "changed"], ["#8C8C8C", "#0072B2"])),
+                      scale=colors(["as it was", "changed"], [GREY, BLUE])),
             tooltip=[
                 alt.Tooltip("change:N", title="change"),
                 alt.Tooltip("value:Q", title=title, format=",.4~r"),

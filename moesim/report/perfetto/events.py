@@ -15,6 +15,7 @@ from moesim.machine.work import FAR
 from moesim.report.lane_names import LANES
 from moesim.report.perfetto.works import Work, arrows
 from moesim.report.runs import Run
+from moesim.report.waiting import waiting_ns
 
 __all__ = ["counter_events", "lane_events", "request_events"]
 
@@ -192,12 +193,9 @@ def _residents(run: Run) -> dict[str, NDArray[np.int64]]:
 
 def _queue(run: Run) -> Iterator[Event]:
     """Yield the number of requests that have arrived and are in no step yet."""
-    table = _numbers(run, "requests", ("arrival_ns", "scheduled_ns"))
-    arrived = table["arrival_ns"] >= 0
-    arrived &= run.table("requests", ["status"])["status"] != "rejected"
-    arrivals, scheduled = table["arrival_ns"][arrived], table["scheduled_ns"][arrived]
-    times = np.concatenate([arrivals, scheduled[scheduled >= 0]])
-    steps = np.concatenate([np.ones(len(arrivals)), -np.ones((scheduled >= 0).sum())])
+    arrived, served = waiting_ns(run)
+    times = np.concatenate([arrived, served])
+    steps = np.concatenate([np.ones(len(arrived)), -np.ones(len(served))])
     at, where = np.unique(times, return_inverse=True)
     lengths = np.cumsum(np.bincount(where, weights=steps)).astype(np.int64)
     yield from _counter("queue", at, lengths)
