@@ -37,6 +37,7 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     have their traceback with `--debug`.
     """
     stops = _noted_signals()
+    sys.unraisablehook = _report_unless_an_interrupt
     _replace_what_cannot_be_shown()
     try:
         command()
@@ -115,6 +116,12 @@ def _noted_signals() -> list[int]:
             if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, note)
     return noted
+
+
+def _report_unless_an_interrupt(dropped: sys.UnraisableHookArgs) -> None:
+    """Report what Python had to drop, as in `__del__`; an interrupt is raised again anyway."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
 
 
 def _raise_in_main_thread(number: int) -> None:

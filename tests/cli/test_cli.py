@@ -320,6 +320,32 @@ def app():
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "terminated\n")
 
 
+def test_an_interrupt_that_python_drops_is_not_shown_and_ends_the_command_all_the_same() -> None:
+    done = ended_by("""
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def app():
+    Freed()
+    time.sleep(100)
+    print("the interrupt is lost")
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_another_error_that_python_drops_is_shown() -> None:
+    done = ended_by("""
+class Freed:
+    def __del__(self):
+        raise ValueError("freed too late")
+
+def app():
+    Freed()
+""")
+    assert "ValueError: freed too late" in done.stderr
+
+
 def test_what_an_interrupt_unwinds_is_not_interrupted_again() -> None:
     done = ended_by("""
 def app():
