@@ -298,8 +298,11 @@ def test_requests_that_no_step_ever_serves_wait_to_the_end_and_rejected_ones_nev
 ) -> None:
     path = run_directory(tmp_path / "run", steps=4, layers=2, requests=4, output_tokens=3)
     table = pq.read_table(path / "requests.parquet").to_pydict()
-    changes = {"arrival_ns": [0, 0, 0, -1], "scheduled_ns": [0, -1, -1, -1]}
-    changes |= {"status": ["finished", "waiting", "rejected", "waiting"]}
+    changes = {
+        "arrival_ns": [0, 0, 0, -1],
+        "scheduled_ns": [0, -1, -1, -1],
+        "status": ["finished", "waiting", "rejected", "waiting"],
+    }
     pq.write_table(pa.table({**table, **changes}), path / "requests.parquet")
     plot = plots_in(page_of([load_run(path)], COMMAND))["plot-requests"]
     line, mean = plot["fields"].index("line"), plot["fields"].index("mean")
