@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from moesim.simulate.build import Plan
     from moesim.trace import Trace
 
-__all__ = ["NamedModel", "Simulated", "case_of", "timeline_of"]
+__all__ = ["NamedModel", "Simulated", "case_of", "in_one_line", "timeline_of"]
 
 _DECODED: Final = 4  # tokens of a decode row that are simulated; their times hardly differ
 _SEED: Final = 0
@@ -119,7 +119,7 @@ class Simulated:
             else:
                 seconds = self.seconds(reading, fit.read_bandwidth, fit.layer_ns)
         except (MoesimError, ValueError) as error:
-            return Declined(_one_line(error))
+            return Declined(in_one_line(error))
         rate = 1 / seconds
         # A row with all weights on the GPU uses nothing else.
         open_parts = () if reading.kind.name in (RESIDENT, UNIFIED) else case.notes
@@ -473,11 +473,13 @@ def _trace(layers: int, experts: int, top_k: int, sequences: int, rows: int, pro
     )  # fmt: skip
 
 
-def _one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """Return why a row cannot be simulated, without what its scenario's author could try."""
     from pydantic import ValidationError
 
     text = str(error)
     if isinstance(error, ValidationError):
         found = error.errors()[0]
         text = f"{'.'.join(map(str, found['loc']))}: {reason_of(found)}"
-    return " ".join(text.split())
+    lines = [" ".join(line.split()) for line in text.removeprefix("scenario: ").splitlines()]
+    return "; ".join(line for line in lines if not line.startswith("try "))

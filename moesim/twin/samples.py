@@ -15,7 +15,7 @@ from moesim.advice.question import Model, Parts
 from moesim.errors import MoesimError, UsageError
 from moesim.measured.predict import Reading, read
 from moesim.measured.rows import Row
-from moesim.measured.simulated import NamedModel, Simulated
+from moesim.measured.simulated import NamedModel, Simulated, in_one_line
 from moesim.model.formats import check_format_name
 from moesim.twin.log import Entry
 from moesim.twin.server import UNPLACED
@@ -171,5 +171,5 @@ def _case(reading: Reading, simulated: Simulated) -> tuple[str, tuple[str, ...]]
     try:
         return "", simulated.case_of(reading).notes
     except (MoesimError, ValueError) as error:
-        text = " ".join(str(error).split())
+        text = in_one_line(error)
         return f"{text}; give --model" if "no model shape" in text else text, ()

@@ -24,7 +24,7 @@ from moesim.measured.kinds import OFFLOAD
 from moesim.measured.predict import Answer, Declined, Prediction, Reading, read
 from moesim.measured.rows import Row
 from moesim.measured.setting import Setting
-from moesim.measured.simulated import Simulated
+from moesim.measured.simulated import Simulated, in_one_line
 from moesim.model.formats import check_format_name
 from moesim.trace.localities import hit_rates_like
 from moesim.twin.learn import Learned, slopes_of
@@ -120,7 +120,7 @@ def _answered(
             return _cached(change, base.reading, reading, learned, samples, link)
         return _predicted(change, base.reading, reading, learned, samples, link)
     except (MoesimError, ValueError) as error:
-        return Declined(" ".join(str(error).split()))
+        return Declined(in_one_line(error))
 
 
 def _cached(

@@ -29,6 +29,14 @@ def test_a_sweep_gives_numbers_residuals_and_what_ifs() -> None:
     assert "what if cache=lru: LRU with " in done.stdout
 
 
+def test_a_what_if_beyond_host_memory_has_no_answer_but_a_reason_in_one_line() -> None:
+    done = invoke(LOGS / "sweep.md", *PARTS, "--what-if", "ncmoe=16,ram=2GB-ddr4-3200-2ch")
+    line = next(line for line in done.stdout.splitlines() if "no answer: " in line)
+    assert "no answer: impossible host memory: the parts exceed the memory, and" in line
+    assert "; of 2 GiB (2147483648 bytes)" in line
+    assert "try " not in line
+
+
 def test_json_holds_all_that_is_printed() -> None:
     done = invoke(LOGS / "sweep.md", *PARTS, "--what-if", "ncmoe=10", "--json")
     assert done.exit_code == 0, done.output

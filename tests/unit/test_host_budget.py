@@ -156,6 +156,12 @@ def test_the_layers_of_a_model_together_have_all_weights_but_those_of_experts() 
     assert shape.layers_bytes(()) == 0
 
 
+def test_a_refusal_counts_only_experts_that_are_in_host_memory() -> None:
+    text = refusal({"host": ALL - 3 * EXPERT - 1}, WITHOUT, always_on_gpu=(0, 1, 2))
+    assert "5 experts: 60 KiB" in text
+    assert "all 5" not in text
+
+
 def test_host_memory_is_enough_or_too_little_by_one_byte() -> None:
     parts: Any = {"layers_on_cpu": (0, 2), "kv_bytes_on_host": 77}
     fixed = 77 + SHAPE.layers_bytes((0, 2))

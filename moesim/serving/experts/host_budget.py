@@ -182,7 +182,7 @@ class _Shortage:
             "KV entries on the host": budget.kv_bytes,
             f"{budget.num_pinned} pinned experts": budget.pinned_bytes,
             "largest other expert": self.largest,
-            f"all {len(self.taken)} experts": budget.experts_bytes,
+            f"{self._counted()} experts": budget.experts_bytes,
         }
         lines = [
             f"  {name}: {format_bytes(size)} ({size} bytes)" for name, size in parts.items() if size
@@ -196,6 +196,11 @@ class _Shortage:
             + "\n".join(lines)
             + f"\n  try {', or '.join(remedies)}"
         )
+
+    def _counted(self) -> str:
+        """Return how many experts are in host memory: those that never leave the GPU are not."""
+        number = sum(size > 0 for size in self.taken)
+        return f"all {number}" if number == len(self.taken) else str(number)
 
     def _place(self, key: str) -> str:
         """Return the place of a key, or that of the text which gives its value."""
