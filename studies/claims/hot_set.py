@@ -166,8 +166,15 @@ def most_possible(experts: float, top_k: float, part: float = HOT) -> float:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the share over the part of experts, over the window, and over skew and top-k."""
-    chart = grid("hot_set", "Share of uses of the hottest experts", CAPTION, (), shape=(1, 3),
-                 height_in=2.6)  # fmt: skip
+    chart = grid(
+        "hot_set",
+        "Share of uses of the hottest experts",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(1, 3),
+        height_in=2.6,
+    )
     curves, windows, dial = chart.axes[0]
     colors = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888")
     looks = dict(zip([*on.tasks, "uniform"], colors, strict=False))
@@ -207,6 +214,8 @@ def _label(axes: Any, x: str, y: str, title: str) -> None:
     axes.tick_params(labelsize=6.5)
 
 
+NOTE: Final = "routing of DeepSeek-V2-Lite and, where labelled, of others; right: synthetic routing"
+"""What stays in the picture."""
 CAPTION: Final = (
     "Left: share of uses of the most used (layer, expert) pairs, all layers; star and cross: "
     "published figures. Deep is a small model of this project, Mixtral-8x7B published frequencies. "

@@ -118,8 +118,15 @@ def _polluted(summary: Served) -> float:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the three planes and the learned predictors."""
-    chart = grid("lru_prefetch", "LRU with prefetch against LRU alone", CAPTION, (), shape=(2, 2),
-                 height_in=4.6)  # fmt: skip
+    chart = grid(
+        "lru_prefetch",
+        "LRU with prefetch against LRU alone",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(2, 2),
+        height_in=4.6,
+    )
     rows = [f"{100 * a:.0f}" for a in on.accuracies]
     names = (
         [str(100 * n // 64) for n in on.slots],
@@ -153,6 +160,11 @@ def draw(on: Grid, found: Found) -> Chart:
     return chart
 
 
+NOTE: Final = (
+    "cells: change of output tokens/s (%); "
+    "DeepSeek-V2-Lite's routing, 4-bit experts, RTX 4090; simulated; synthetic predictor"
+)
+"""What stays in the picture."""
 CAPTION: Final = (
     "Change of output tokens/s by prefetching the next layer's experts, against LRU alone, in per "
     "cent. DeepSeek-V2-Lite's "

@@ -163,7 +163,13 @@ def draw(on: Grid, found: Found) -> Chart:
     """Draw the planes of each task, those of synthetic routing, and the change of throughput."""
     across = max(len(on.tasks), 4)
     chart = grid(
-        "pinning", "Pinned experts less LRU", CAPTION, (), shape=(3, across), height_in=5.6
+        "pinning",
+        "Pinned experts less LRU",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(3, across),
+        height_in=5.6,
     )
     percents = [f"{100 * c / 64:.0f}" for c in on.capacities]
     for column, name in enumerate(on.tasks):
@@ -227,6 +233,11 @@ def _draw_half(axes: Axes, on: Grid, found: Found) -> None:
     axes.legend(fontsize=5, handlelength=2, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncol=2)
 
 
+NOTE: Final = (
+    "cells: hit rate of pinned experts less LRU's (points); "
+    "bottom left: synthetic routing; tokens/s: simulated"
+)
+"""What stays in the picture."""
 CAPTION: Final = (
     "Hit rate of pinned experts less that of LRU, in points. Top: popularity learnt on the first "
     "half "

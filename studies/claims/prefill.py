@@ -100,8 +100,16 @@ def _batch(
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the shares over the tokens of an event."""
-    chart = grid("prefill", "Experts that a layer event touches", CAPTION, (), shape=(1, 2),
-                 height_in=2.5,                  sharey=True)  # fmt: skip
+    chart = grid(
+        "prefill",
+        "Experts that a layer event touches",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(1, 2),
+        height_in=2.5,
+        sharey=True,
+    )
     titles = ("tokens of one prompt", "tokens of different requests")
     looks = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
     for axes, shares, title in zip(chart.axes[0], (found.prompt, found.batch), titles, strict=True):
@@ -120,6 +128,8 @@ def draw(on: Grid, found: Found) -> Chart:
     return chart
 
 
+NOTE: Final = "DeepSeek-V2-Lite's routing, 64 experts, top-6; mean and 95 % over events"
+"""What stays in the picture."""
 CAPTION: Final = (
     "Distinct experts of a layer event, DeepSeek-V2-Lite's routing (64 experts, top-6), mean and "
     "95 % over events. Prompts begin with their template. Dashed: E (1 - (1 - k/E)^B). Dotted: "

@@ -55,8 +55,16 @@ def measure(on: Grid = Grid()) -> Planes:
 
 def draw(on: Grid, planes: Planes) -> Chart:
     """Draw a line for each task and batch."""
-    chart = grid("scope", "A global cache against one a layer", CAPTION, (), height_in=2.6,
-                 shape=(len(on.tasks), 1), sharex=True)  # fmt: skip
+    chart = grid(
+        "scope",
+        "A global cache against one a layer",
+        CAPTION,
+        (),
+        note=NOTE,
+        height_in=2.6,
+        shape=(len(on.tasks), 1),
+        sharex=True,
+    )
     percents = [f"{100 * c / 64:.0f}" for c in on.capacities]
     for (axes,), (name, plane) in zip(chart.axes, planes.items(), strict=True):
         draw_plane(axes, percents, list(map(str, on.batches)), plane, most=8, digits=1, size=6)
@@ -65,6 +73,11 @@ def draw(on: Grid, planes: Planes) -> Chart:
     return chart
 
 
+NOTE: Final = (
+    "cells: hit rate of one cache for all layers less that of one a layer (points); "
+    "DeepSeek-V2-Lite's routing"
+)
+"""What stays in the picture."""
 CAPTION: Final = (
     "Hit rate of one LRU cache for all layers less that of one a layer, with the same slots in "
     f"all, in points. DeepSeek-V2-Lite's routing, all 26 layers. {PLANE_LEGEND}"

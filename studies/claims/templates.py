@@ -141,8 +141,15 @@ def _length(trace: Trace, request: int) -> int:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the planes."""
-    chart = grid("templates", "Hits gained by templates and loops",
-                 CAPTION.format(batch=on.batch), (), shape=(1, 3), height_in=2.4)  # fmt: skip
+    chart = grid(
+        "templates",
+        "Hits gained by templates and loops",
+        CAPTION.format(batch=on.batch),
+        (),
+        note=NOTE,
+        shape=(1, 3),
+        height_in=2.4,
+    )
     percents = [f"{100 * c / 64:.0f}" for c in on.capacities]
     shares = [f"{100 * share:.0f}" for share in on.shares]
     panels = ((shares, found.single, "template (% of tokens)", "template, batch 1"),
@@ -157,6 +164,8 @@ def draw(on: Grid, found: Found) -> Chart:
     return chart
 
 
+NOTE: Final = "cells: hit rate gained (points); DeepSeek-V2-Lite's routing, requests edited"
+"""What stays in the picture."""
 CAPTION: Final = (
     "Points that the hit rate of LRU gains if real requests (DeepSeek-V2-Lite, law, 100 tokens "
     "each) are edited: their first part is "

@@ -89,8 +89,17 @@ def _beyond(on: Grid, trace: Trace, policy: str, batch: int) -> float:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the planes."""
-    chart = grid("uniform", "Hit rate less slots ÷ experts", CAPTION, (), shape=(1, 4),
-                 height_in=2.3,                 widths=[5, 5, 2.6, 4], sharey=True)  # fmt: skip
+    chart = grid(
+        "uniform",
+        "Hit rate less slots ÷ experts",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(1, 4),
+        height_in=2.3,
+        widths=[5, 5, 2.6, 4],
+        sharey=True,
+    )
     panels = (
         ([f"{v:g}" for v in on.skews], found.skew, "skew (Zipf exponent)", "synthetic, no repeats"),
         (
@@ -111,6 +120,8 @@ def draw(on: Grid, found: Found) -> Chart:
     return chart
 
 
+NOTE: Final = "cells: hit rate less slots ÷ experts (points), 16 of 64 slots; MIN knows the future"
+"""What stays in the picture."""
 CAPTION: Final = (
     f"Hit rate less slots ÷ experts, in points, at 16 of 64 slots. {PLANE_LEGEND} Synthetic "
     f"routing is top-6; real is DeepSeek-V2-Lite's. MIN knows the future."

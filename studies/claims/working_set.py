@@ -84,8 +84,15 @@ def measure(on: Grid = Grid()) -> Found:
 
 def draw(on: Grid, found: Found) -> Chart:
     """Draw the planes of the tasks, and below them the parts at batch 1."""
-    chart = grid("working_set", "What LRU misses, by cause", CAPTION, (),
-                 shape=(2, max(2, len(on.tasks))),                 height_in=3.6)  # fmt: skip
+    chart = grid(
+        "working_set",
+        "What LRU misses, by cause",
+        CAPTION,
+        (),
+        note=NOTE,
+        shape=(2, max(2, len(on.tasks))),
+        height_in=3.6,
+    )
     percents = [f"{100 * c / 64:.0f}" for c in on.capacities]
     for column, name in enumerate(on.tasks):
         upper, lower = chart.axes[0][column], chart.axes[1][column]
@@ -107,6 +114,10 @@ def draw(on: Grid, found: Found) -> Chart:
     return chart
 
 
+NOTE: Final = (
+    "cells: policy part less working-set part of LRU's misses (points); DeepSeek-V2-Lite's routing"
+)
+"""What stays in the picture."""
 CAPTION: Final = (
     "Top: the policy part of LRU's misses less the working-set part, in points. Blue is a policy "
     f"failure, red a working-set failure. {PLANE_LEGEND} Bottom: both parts at batch 1. "

@@ -48,7 +48,7 @@ def draw_policies(results: Results) -> Chart:
     """Draw misses over the batch under each replay, a panel for each policy."""
     on = results.grid
     chart = grid(
-        "policies", "Misses over the batch", POLICIES_CAPTION.format(task=on.task), (),
+        "policies", "Misses over the batch", POLICIES_CAPTION.format(task=on.task), (), note=NOTE,
         shape=(2, 3), height_in=3.6, sharex=True, sharey=True,
     )  # fmt: skip
     panels = [axes for row in chart.axes for axes in row]
@@ -80,6 +80,7 @@ def draw_inflation(results: Results) -> Chart:
     on = results.grid
     chart = grid(
         "inflation", "Misses of LRU that no engine has", INFLATION_CAPTION, (),
+        note=f"cells: points of misses that one by one counts too many; {NOTE}",
         shape=(2, max(2, len(on.tasks))), height_in=3.4,
     )  # fmt: skip
     percents = [f"{100 * capacity / 64:.0f}" for capacity in on.capacities]
@@ -104,6 +105,8 @@ def draw_inflation(results: Results) -> Chart:
     return chart
 
 
+NOTE: Final = "DeepSeek-V2-Lite's routing (ESFT), 4 of 26 layers; no times"
+"""What stays in the pictures."""
 POLICIES_CAPTION: Final = (
     "Misses in per cent of distinct experts of layer events, 41 % of the experts in slots. "
     "DeepSeek-V2-Lite's routing on {task}, 4 of 26 layers; bars 95 % over blocks of steps."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -61,9 +62,45 @@ def test_the_quickstart_runs_with_plots_bounds_and_a_verdict(tmp_path: Path) -> 
 def test_every_other_scenario_is_a_grid_that_compare_runs(path: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     assert moesim("compare", path, "--out", out)[-1] == str(out)
-    assert (out / "compare.csv").exists()
     assert (out / "compare.md").exists()
     assert list((out / "plots").glob("*.png"))
+    shipped = ROOT / "reports" / path.stem
+    for table in shipped.rglob("*.csv"):
+        assert_same_table(out / table.relative_to(shipped), table)
+
+
+def assert_same_table(written: Path, shipped: Path) -> None:
+    """A report that is shipped is what its command writes."""
+    ours, theirs = (
+        list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+        for path in (written, shipped)
+    )
+    assert len(ours) == len(theirs), shipped
+    for row, (mine, other) in enumerate(zip(ours, theirs, strict=True), start=1):
+        pairs = enumerate(zip(mine, other, strict=True), start=1)
+        wrong = [(column, *pair) for column, pair in pairs if not same_cell(*pair)]
+        assert not wrong, f"{shipped}:{row}: {wrong}"
+
+
+def same_cell(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    try:
+        # Processors may add up floats in another order.
+        return float(one) == pytest.approx(float(other), rel=1e-8, abs=1e-12)
+    except ValueError:
+        return False
+
+
+def test_tables_differ_by_their_words_their_numbers_and_their_rows(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    one.write_text("policy,hits\nlru,0.5\n")
+    other.write_text("policy,hits\nlru,0.5000000000001\n")
+    assert_same_table(one, other)
+    for text in ("policy,hits\nlru,0.5001\n", "policy,hits\nlfu,0.5\n", "policy,hits\n"):
+        other.write_text(text)
+        with pytest.raises(AssertionError, match="other.csv"):
+            assert_same_table(one, other)
 
 
 @pytest.fixture(scope="module")
