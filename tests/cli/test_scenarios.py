@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from page_blocks import commands
 from paths import ROOT
 
 from moesim.errors import ScenarioError
@@ -99,8 +100,24 @@ def test_tables_differ_by_their_words_their_numbers_and_their_rows(tmp_path: Pat
     assert_same_table(one, other)
     for text in ("policy,hits\nlru,0.5001\n", "policy,hits\nlfu,0.5\n", "policy,hits\n"):
         other.write_text(text)
-        with pytest.raises(AssertionError, match="other.csv"):
+        with pytest.raises(AssertionError, match=r"other\.csv"):
             assert_same_table(one, other)
+
+
+@pytest.mark.slow
+def test_the_documented_times_of_layers_on_the_cpu_are_those_of_their_commands(
+    tmp_path: Path,
+) -> None:
+    text = (ROOT / "docs/placement.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(moesim compare \S+ --out runs/a100 .*?)```", text, re.S)
+    for words, engine in zip(commands(block), ("ideal", "llama.cpp"), strict=True):
+        out = tmp_path / engine
+        words[words.index("--out") + 1] = str(out)
+        moesim(*[str(ROOT / word) if word.startswith("scenarios/") else word for word in words[1:]])
+        with (out / "compare.csv").open(encoding="utf-8") as file:
+            times = [f"{float(row['tpot_mean_ms']):.1f}" for row in csv.DictReader(file)]
+        (row,) = re.findall(rf"^\| simulated, `engine: {engine}` .*$", text, re.M)
+        assert re.findall(r"\| ([\d.]+) ", row)[:5] == times
 
 
 @pytest.fixture(scope="module")

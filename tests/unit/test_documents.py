@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import io
 import re
 import shlex
@@ -139,6 +140,24 @@ def test_the_page_on_placement_lists_every_policy_with_its_options() -> None:
         options = getattr(find("placement", name), "Options", None)
         for option in getattr(options, "__dataclass_fields__", ()):
             assert f"`{option}`" in rows[name]
+
+
+def test_the_page_on_placement_quotes_the_shipped_comparison() -> None:
+    text = (ROOT / "docs/placement.md").read_text()
+    _, table = text.split("| time per token (ms), batch |")
+    quoted = {
+        (name, float(batch)): cell.strip("*")
+        for name, *cells in re.findall(r"^\| `(\w+)` \|" + r" ([*\d]+) \|" * 6, table, re.M)
+        for batch, cell in zip(table.split("|")[:6], cells, strict=True)
+    }
+    with (ROOT / "reports/hybrid/compare.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert quoted == {
+        (row["placement.policy"], float(row["batching.max_sequences"])): (
+            f"{float(row['tpot_mean_ms']):.0f}"
+        )
+        for row in rows
+    }
 
 
 def test_the_page_on_prefetch_lists_every_policy() -> None:
