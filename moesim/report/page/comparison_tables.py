@@ -109,7 +109,11 @@ def leaders(comparison: Comparison) -> list[str]:
             continue
         best = Counter(label for table in printed for label in _best(table, metric))
         told.append(f"best {metric.label}: {_counted(comparison, best)}")
-    if not comparison.has_intervals:
+    if comparison.equal_seeds:
+        told.append(
+            "seeds have no effect, so no intervals: another workload may give another order"
+        )
+    elif not comparison.has_intervals:
         told.append("one seed a point, so no intervals: another seed may give another order")
     return told
 
