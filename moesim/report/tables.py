@@ -84,13 +84,23 @@ def as_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def legend(comparison: Comparison) -> str:
-    """Return what the marks of the Markdown tables mean."""
-    best = (
-        "The best mean of a column is **bold** and the worst is in _italics_, if the difference to "
+def legend(
+    comparison: Comparison,
+    *,
+    best: str = "**bold**",
+    worst: str = "in _italics_",
+    column: str = "a column",
+    baseline: str = "the first ranked variant",
+) -> str:
+    """Return what the marks of the tables mean, as Markdown unless told otherwise.
+
+    `column` says among which numbers the best is marked, and `baseline` what differences are to.
+    """
+    marks = (
+        f"The best mean of {column} is {best} and the worst is {worst}, if the difference to "
         "each other ranked variant has a 95 % interval that excludes zero."
         if comparison.has_intervals
-        else f"The best value of a column is **bold**. {_no_interval(comparison)}, and differences "
+        else f"The best value of {column} is {best}. {_no_interval(comparison)}, and differences "
         "are neither called better nor worse."
     )
     resolved = (
@@ -99,12 +109,12 @@ def legend(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"{SPEEDS} {best} A column where neither more nor less is always "
+        f"{SPEEDS} {marks} A column where neither more nor less is always "
         f"better has no marks. Variants \\[{FORESEES}] are bounds and are not ranked. The MIN "
         "bound holds only for variants that prefetch nothing. Saved by prefetch is the time in "
         "steps that the same run without prefetch takes longer, as a share of its time; it is "
-        "negative where prefetching costs time. Differences are to the first ranked "
-        "variant, seed by seed: in percentage points for shares, relative otherwise."
+        f"negative where prefetching costs time. Differences are to {baseline}, seed by seed: in "
+        "percentage points for shares, relative otherwise."
         f"{resolved}"
     )
 

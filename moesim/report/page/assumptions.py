@@ -6,13 +6,13 @@ directory holds none of them, so they are read as they are now; what cannot be r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim import __version__
 from moesim.errors import MoesimError, first_line
-from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
+from moesim.report.marks import routing_mark, routing_sentence
 from moesim.report.metrics import number
 from moesim.report.page.parts import DataCell, DataTable, Paragraph
 from moesim.report.runs import Run
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "WORDS", "assumptions", "notes", "unwarned", "warnings"]
 
 WORDS: Final = (
-    "TTFT: from the arrival of a request to its first token. TPOT: mean time per output token "
-    "after the first. ITL: each gap between two tokens. E2E: from arrival to the last token. "
-    "p95: 95 % of requests take at most this. MIN: the eviction that knows the future and misses "
-    "least, which is a bound. Slot: place for one expert in GPU memory."
+    "TTFT: from the arrival of a request to its first token. It is queueing, until the first step "
+    "that serves the request, and service from there on; percentiles of the two do not add up. "
+    "TPOT: mean time per output token after the first. ITL: each gap between two tokens. E2E: from "
+    "arrival to the last token. p95: 95 % of requests take at most this. MIN: the eviction that "
+    "knows the future and misses least, which is a bound. Slot: place for one expert in GPU memory."
 )
 """What the abbreviations of a page mean, for a reader who was sent only the page."""
 
@@ -141,44 +142,46 @@ def _engine(run: Run) -> Iterator[_Figure]:
         yield _Figure("engine", key, str(origin.value), origin.kind, origin.source)
 
 
-def warnings(run: Run) -> list[str]:
-    """Return what makes the numbers of a run less than they seem."""
-    found = [routing_sentence(run), foresight_sentence(run)]
-    if run.text("cost_kind") == "assumed":
-        found.append(
-            "Costs are assumed, not measured: the error of these times is not known. `moesim "
-            "calibrate` measures the costs of a machine."
-        )
-    if run.text("engine_kind") == "ideal":
-        found.append(f"The engine is {run.engine}.")
-    if run.limited_by_arrivals:
-        found.append(
-            f"Arrivals limit throughput: for {run.idle_share:.0%} of the time there was no request."
-        )
-    found.append(_few(run))
-    if run.value("tiled_share") > 0:
-        found.append(
-            f"The trace is short: {run.value('tiled_share'):.1%} of the rows are borrowed from "
-            "other sequences of the trace."
-        )
-    if run.windowed:
-        found.append(
-            "Numbers are of a window; bounds, the verdict and tables are of the whole run."
-        )
-    return [each for each in found if each]
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """Return what makes the numbers of runs less than they seem.
+
+    What holds for a part of the runs says for how many. Where a number differs between them, the
+    least and the most are named. Marks and their sentences are not among these warnings.
+    """
+    idle = [run for run in runs if run.limited_by_arrivals]
+    few = [run for run in runs if 2 <= _counted(run) < FEW]
+    tiled = [run for run in runs if run.value("tiled_share") > 0]
+    ideal = [run for run in runs if run.text("engine_kind") == "ideal"]
+    found = [
+        ([run for run in runs if run.text("cost_kind") == "assumed"],
+         "Costs are assumed, not measured: the error of these times is not known. `moesim "
+         "calibrate` measures the costs of a machine."),
+        *(([run for run in ideal if run.engine == engine], f"The engine is {engine}.")
+          for engine in dict.fromkeys(run.engine for run in ideal)),
+        (idle, f"Arrivals limit throughput: for {_ends((run.idle_share for run in idle), '.0%')} "
+         "of the time there was no request."),
+        ([run for run in runs if _counted(run) < 2],
+         "At most one request is counted, so all its percentiles are the same number."),
+        (few, f"Only {_ends(map(_counted, few), '.0f')} requests are counted: p99 lies between the "
+         "two slowest, and the tail of the distribution is not known."),
+        (tiled, f"The trace is short: {_ends((run.value('tiled_share') for run in tiled), '.1%')} "
+         "of the rows are borrowed from other sequences of the trace."),
+        ([run for run in runs if run.windowed],
+         "Numbers are of a window; bounds, the verdict and tables are of the whole run."),
+    ]  # fmt: skip
+    return [text if len(of) == len(runs) else f"{text} ({len(of)} of {len(runs)} runs)"
+            for of, text in found if of]  # fmt: skip
 
 
-def _few(run: Run) -> str:
-    """Return that percentiles rest on few requests; "" where they do not."""
-    counted = run.value("window_requests" if run.windowed else "finished")
-    if not counted < FEW:
-        return ""
-    if counted < 2:
-        return "At most one request is counted, so all its percentiles are the same number."
-    return (
-        f"Only {counted:.0f} requests are counted: p99 lies between the two slowest, and the tail "
-        "of the distribution is not known."
-    )
+def _counted(run: Run) -> float:
+    """Return how many requests the latencies of a summary are of."""
+    return run.value("window_requests" if run.windowed else "finished")
+
+
+def _ends(values: Iterable[float], form: str) -> str:
+    """Return the least and the most of some numbers as text, or the one text of both."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys(format(end, form) for end in (*ordered[:1], *ordered[-1:])))
 
 
 def unwarned(told: Sequence[str], warning: str | None) -> list[str]:

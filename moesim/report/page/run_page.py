@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from moesim.inputs import read_bytes
-from moesim.report.marks import routing_mark
+from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
 from moesim.report.metrics import HITS, LATE_HITS, MISSES, costs, error_bar, number
 from moesim.report.page.assumptions import WORDS, assumptions, notes, warnings
 from moesim.report.page.latency_plots import latencies, over_time
@@ -62,9 +62,9 @@ def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
         Section("again", "Run it again", _again(run, command)),
     ]
     lead, reasons = _verdict(run)
-    return Page(
-        run.text("name"), routing_mark(run), lead, reasons, warnings(run), notes(run), sections
-    )
+    marks = filter(None, (routing_sentence(run), foresight_sentence(run)))
+    known = [*marks, *warnings([run])]
+    return Page(run.text("name"), routing_mark(run), lead, reasons, known, notes(run), sections)
 
 
 _NONE: Final = "No request finished."
@@ -91,8 +91,8 @@ def _key_facts(run: Run) -> Facts:
     every = (
         ("decode speed of one user (mean)", run.value("decode_mean_tokens_per_s"), " tokens/s"),
         ("TTFT p95", run.value("ttft_p95_ms"), " ms"),
-        ("of it queueing (p95)", run.value("ttft_queue_p95_ms"), " ms"),
-        ("of it service (p95)", run.value("ttft_service_p95_ms"), " ms"),
+        ("queueing p95", run.value("ttft_queue_p95_ms"), " ms"),
+        ("service p95", run.value("ttft_service_p95_ms"), " ms"),
         ("output of all users", run.value("output_tokens_per_s"), " tokens/s"),
         ("TPOT mean", run.value("tpot_mean_ms"), " ms"),
         ("hits in time", HITS.of(run), " %"),
