@@ -24,7 +24,7 @@ from moesim.report.page.parts import Code, Facts, Hidden, Paragraph, Plot
 from moesim.report.page.requests import request_table
 from moesim.report.page.run_page import run_page
 from moesim.report.page.swept_plots import stalls
-from moesim.report.page.variants import MOST_COLORS, by_variant
+from moesim.report.page.variants import MOST_COLORS, by_variant, inside_by_variant
 from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
 from moesim.results.what_if import WhatIf, WhatIfs
@@ -195,6 +195,15 @@ def test_many_variants_have_one_colour() -> None:
     labels = [f"policy {place}" for place in range(MOST_COLORS + 1)]
     assert "scale" in by_variant(labels[:-1]).to_dict()
     assert set(by_variant(labels).to_dict()) == {"value"}
+    assert set(inside_by_variant(labels).to_dict()) == {"value"}
+
+
+def test_variants_of_one_policy_differ_inside_their_points() -> None:
+    labels = [f"{policy}, {prefetch} prefetch" for policy in ("LRU", "LFU")
+              for prefetch in ("no", "predicted")]  # fmt: skip
+    ranges = [of(labels).to_dict()["scale"]["range"] for of in (by_variant, inside_by_variant)]
+    assert len(set(ranges[0])) == 2
+    assert len(set(zip(*ranges, strict=True))) == len(labels)
 
 
 def test_the_changed_keys_of_a_what_if_can_be_typed(run: Run) -> None:
