@@ -24,7 +24,12 @@ from moesim.report.comparison import Comparison, _rounded
 from moesim.report.distribution import cdf, latency_scale
 from moesim.report.drawing import Drawing, drawn_as
 from moesim.report.lanes import LEGIBLE, choose_window, lane_timeline
-from moesim.report.several import latency_cdfs, plots_for_comparison, side_by_side
+from moesim.report.several import (
+    latency_cdfs,
+    plots_for_comparison,
+    side_by_side,
+    stalls_side_by_side,
+)
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import BOUNDS, HOUSE, LINES, OTHERS, POLICIES, house_style, styles
 
@@ -213,6 +218,22 @@ def test_stalls_by_layer_add_up_to_the_whole(tmp_path: Path) -> None:
     whole = {row[2]: row[3] for row in chart.rows if row[0] == "run"}
     parts = sum(row[3] for row in chart.rows if row[0] == "layer" and row[2] == "demand copy")
     assert parts == pytest.approx(whole["demand copy"])
+
+
+def test_a_legend_has_the_parts_that_some_bar_has(tmp_path: Path) -> None:
+    """A cause that no variant waited for is in the data and not in the legend."""
+    summary = {"stall_late_s": 0.0, "stall_other_s": 0.0}
+    paths = [run_directory(tmp_path / policy, policy=policy, summary=summary, requests=4)
+             for policy in ("lru", "lfu")]  # fmt: skip
+    comparison = compare_runs([load_run(path) for path in paths])
+    chart = stalls_side_by_side(comparison)
+    (legend,) = chart.figure.legends
+    entries = {text.get_text() for text in legend.get_texts()}
+    parts: dict[str, list[float]] = {}
+    for _, _, part, seconds in chart.rows:
+        parts.setdefault(part, []).append(seconds)
+    assert entries == {part for part, seconds in parts.items() if any(each > 0 for each in seconds)}
+    assert {"late prefetch", "other"} <= parts.keys() - entries
 
 
 def test_a_timeline_shows_whole_steps_as_long_as_they_stay_legible(tmp_path: Path) -> None:
