@@ -119,7 +119,7 @@ def test_the_key_facts_are_those_of_the_summary(comparison: Comparison) -> None:
     number, unit = facts["stalled"].split(" ", 1)
     assert float(number) == pytest.approx(100 * run.value("stall_share"), rel=1e-3)
     assert unit == "% of step time"
-    parts = [facts[f"{part} p95"] for part in ("queueing", "service")]
+    parts = [facts[f"{part} p95"] for part in ("queued", "served")]
     assert parts == [
         f"{shown(run.value(f'ttft_{part}_p95_ms'))} ms" for part in ("queue", "service")
     ]

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "WORDS", "assumptions", "notes", "unwarned", "warnings"]
 
 WORDS: Final = (
-    "TTFT: from the arrival of a request to its first token. It is queueing, until the first step "
-    "that serves the request, and service from there on; percentiles of the two do not add up. "
+    "TTFT: from the arrival of a request to its first token. Its parts: queued until the first "
+    "step that serves the request, and served from there on; their percentiles do not add up. "
     "TPOT: mean time per output token after the first. ITL: each gap between two tokens. E2E: from "
     "arrival to the last token. p95: 95 % of requests take at most this. MIN: the eviction that "
     "knows the future and misses least, which is a bound. Slot: place for one expert in GPU memory."

@@ -91,8 +91,8 @@ def _key_facts(run: Run) -> Facts:
     every = (
         ("decode speed of one user (mean)", run.value("decode_mean_tokens_per_s"), " tokens/s"),
         ("TTFT p95", run.value("ttft_p95_ms"), " ms"),
-        ("queueing p95", run.value("ttft_queue_p95_ms"), " ms"),
-        ("service p95", run.value("ttft_service_p95_ms"), " ms"),
+        ("queued p95", run.value("ttft_queue_p95_ms"), " ms"),
+        ("served p95", run.value("ttft_service_p95_ms"), " ms"),
         ("output of all users", run.value("output_tokens_per_s"), " tokens/s"),
         ("TPOT mean", run.value("tpot_mean_ms"), " ms"),
         ("hits in time", HITS.of(run), " %"),
