@@ -45,7 +45,7 @@ from moesim.systems.preset import preset_keys
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moesim.report.plotting import ComparisonPlots
+    from moesim.report.plots import ComparisonPlots
 
 __all__ = ["Comparison", "Row", "compare_runs", "varying_keys"]
 
@@ -192,7 +192,7 @@ class Comparison:
     @property
     def plot(self) -> ComparisonPlots:
         """The plots of this comparison: `comparison.plot.throughput()` returns matplotlib Axes."""
-        from moesim.report.plotting import ComparisonPlots
+        from moesim.report.plots import ComparisonPlots
 
         return ComparisonPlots(self)
 
