@@ -29,13 +29,11 @@ from moesim.report.page.parts import (
 from moesim.report.page.requests import layer_table, request_table, slowest
 from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
-from moesim.report.summary import summary_tables
+from moesim.report.summary import limited_by, summary_tables
 from moesim.report.tabular import Table
 from moesim.results.what_if import WhatIfs
 
 __all__ = ["run_page"]
-
-NAMED: Final = {"cpu": "the CPU", "compute": "computing"}
 
 
 def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
@@ -76,14 +74,12 @@ def _shown(name: str, tables: Sequence[Table]) -> list[Block]:
 
 def _verdict(run: Run) -> tuple[str, list[str]]:
     """Return what limits a run, and the reasons one by one."""
-    word = run.summary.get("verdict")
     basis = "; ".join(filter(None, (costs(run), error_bar(run))))
-    if word is None:
+    if not limited_by(run):
         return "No verdict: the run computed no bounds.", [basis]
-    lead = f"Limited by {NAMED.get(str(word), f'the {word}')}".replace("_", " ")
     reason = run.summary.get("verdict_reason")
     reasons = str(reason).split("; ") if reason else []
-    return f"{lead}.", [*reasons, basis]
+    return f"Limited by {limited_by(run)}.", [*reasons, basis]
 
 
 def _key_facts(run: Run) -> Facts:
