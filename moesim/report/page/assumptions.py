@@ -34,9 +34,10 @@ WORDS: Final = (
 KINDS: Final = (
     "Measured: timed on the machine itself. Fitted: chosen so that simulations match published "
     "throughputs. Assumed: from a datasheet, by reasoning, or set by the scenario. Recorded: a "
-    "model's own routing. Simulated: computed by this run from all of these. Every time, rate and "
-    "share of this page is simulated."
+    "model's own routing. Synthetic: routing that no model made. Simulated: computed by this run "
+    "from all of these. Every time, rate and share of this page is simulated."
 )
+UNREAD: Final = "cannot be read now"
 FEW: Final = 100
 """Below this number of requests, p99 lies between the two slowest of them."""
 
@@ -52,12 +53,7 @@ class _Figure:
 
 def assumptions(run: Run) -> list[DataTable | Paragraph]:
     """Return the table of a run's figures, and what could not be read."""
-    figures, unread = [], []
-    for reader in (_trace, _sizes, _hardware, _engine):
-        try:
-            figures += list(reader(run))
-        except (MoesimError, OSError) as error:
-            unread.append(first_line(error))
+    figures, unread = _figures(run)
     figures.append(_Figure("results", "all times, rates and shares", "this page", "simulated",
                            "moesim, from the figures above"))  # fmt: skip
     rows = [
@@ -70,6 +66,23 @@ def assumptions(run: Run) -> list[DataTable | Paragraph]:
     texts = [KINDS, *_older(run)]
     texts += [f"The sources of some figures cannot be read: {'; '.join(unread)}"] if unread else []
     return [*map(Paragraph, texts), table]
+
+
+def _figures(run: Run) -> tuple[list[_Figure], list[str]]:
+    """Return the figures that can be read, and why others cannot, each reason once."""
+    figures: list[_Figure] = []
+    unread: dict[str, None] = {}
+    try:
+        scenario = _scenario(run)
+    except (MoesimError, OSError) as error:
+        return [_routing(run, run.trace, UNREAD)], [first_line(error)]
+    for reader in (_trace, _sizes, _hardware, _engine):
+        try:
+            for figure in reader(run, scenario):  # one by one: those before an error stay
+                figures.append(figure)
+        except (MoesimError, OSError) as error:
+            unread[first_line(error)] = None
+    return figures, list(unread)
 
 
 def _older(run: Run) -> Iterator[str]:
@@ -86,19 +99,22 @@ def _scenario(run: Run) -> Scenario:
     return load_scenario(run.path / "scenario.yaml")
 
 
-def _trace(run: Run) -> Iterator[_Figure]:
-    kind = "synthetic" if routing_mark(run) == "synthetic routing" else "recorded"
-    name = f"routing of {run.text('trace')}"
+def _trace(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.trace.meta import read_header
 
     try:
-        header = read_header(_scenario(run).trace_path)
+        header = read_header(scenario.trace_path)
     except MoesimError:
-        yield _Figure("trace", name, run.trace, kind, "a trace that is no longer at its place")
+        yield _routing(run, run.trace, UNREAD)
         raise
     size = f"{header.num_requests:,} requests, {header.num_rows:,} rows"
     source = _provenance(header.meta.provenance) or "the header of the trace names none"
-    yield _Figure("trace", name, size, kind, source)
+    yield _routing(run, size, source)
+
+
+def _routing(run: Run, value: str, source: str) -> _Figure:
+    kind = "synthetic" if routing_mark(run) == "synthetic routing" else "recorded"
+    return _Figure("trace", f"routing of {run.text('trace')}", value, kind, source)
 
 
 def _provenance(told: dict[str, Any]) -> str:
@@ -108,10 +124,9 @@ def _provenance(told: dict[str, Any]) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _sizes(run: Run) -> Iterator[_Figure]:
+def _sizes(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.trace.meta import read_header
 
-    scenario = _scenario(run)
     own = scenario.model.shape == "trace"
     config = read_header(scenario.trace_path).meta.model_config if own else None
     shape = scenario.load_shape(config)
@@ -120,21 +135,20 @@ def _sizes(run: Run) -> Iterator[_Figure]:
     yield _Figure("model", f"sizes of {shape.name}", value, "assumed", source)
     bits = f"experts {number(shape.expert_bits)}, other weights {number(shape.weight_bits)}"
     format_ = run.summary.get("format")
-    basis = f"format {format_}: {run.text('format_basis')}" if format_ else "set by the scenario"
+    basis = f"format {format_}: {run.text('format_basis')}" if format_ else "the scenario, or its default"
     yield _Figure("model", "bits of a weight", bits, "assumed", basis)
 
 
-def _hardware(run: Run) -> Iterator[_Figure]:
+def _hardware(_run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.hardware.overrides import spelled_figure
 
-    machine = _scenario(run).load_hardware()
+    machine = scenario.load_hardware()
     for key, figure in machine.figures.items():
         value = spelled_figure(key, figure.value)
         yield _Figure("machine", key, value, figure.kind, figure.source)
 
 
-def _engine(run: Run) -> Iterator[_Figure]:
-    scenario = _scenario(run)
+def _engine(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     engine = scenario.load_engine()
     if not engine.figures:
         yield _Figure("engine", engine.name, run.engine, "assumed", "no engine: host time is zero")
