@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.distribution import in_window, latency_scale
@@ -160,6 +161,7 @@ def _timeline(table: dict[str, Any], place: int, steps: dict[str, Any], rank: in
     )  # fmt: skip
 
 
+@cache  # requests that last about as long share it; to check it against the schema is slow
 def _timeline_spec(unit: str) -> dict[str, Any]:
     import altair as alt
 
