@@ -281,6 +281,27 @@ def test_the_capacity_axis_counts_slots_and_bounds_are_drawn(
     assert low["MIN bound (misses)"][4] > low["LRU"][4]
 
 
+def test_a_share_of_experts_is_of_the_model_of_its_setting(tmp_path: Path) -> None:
+    """Traces of two models in one comparison have two numbers of experts a layer."""
+    experts = {"shallow": 16, "other": 32}
+    paths = [
+        run_directory(tmp_path / f"{trace}-{policy}-{slots}", trace=trace, policy=policy,
+                      slots_per_layer=slots, steps=4, requests=2,
+                      point={"trace": trace, "cache.policy": policy, "cache.slots": slots},
+                      summary={"num_experts": number})
+        for trace, number in experts.items()
+        for policy in ("lru", "lfu") for slots in (4, 8)
+    ]  # fmt: skip
+    with house_style():
+        chart = hit_rate_against_capacity(compare_runs(load_runs(paths)))
+    assert chart is not None
+    bounds = [dict(zip(chart.columns, row, strict=True)) for row in chart.rows if "MIN" in row[1]]
+    assert len({row["setting"] for row in bounds}) == 2
+    for row in bounds:
+        (number,) = [number for trace, number in experts.items() if trace in row["setting"]]
+        assert row["share_of_experts"] == row["slots_per_layer"] / number
+
+
 def test_one_size_of_the_cache_gives_no_curve(tmp_path: Path) -> None:
     for policy in ("lru", "lfu"):
         run_directory(tmp_path / policy, policy=policy, point={"cache.policy": policy})
