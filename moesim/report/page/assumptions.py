@@ -134,8 +134,9 @@ def _sizes(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     value = f"{run.text('num_layers')} MoE layers of {run.text('num_experts')} experts"
     yield _Figure("model", f"sizes of {shape.name}", value, "assumed", source)
     bits = f"experts {number(shape.expert_bits)}, other weights {number(shape.weight_bits)}"
-    format_ = run.summary.get("format")
-    basis = f"format {format_}: {run.text('format_basis')}" if format_ else "the scenario, or its default"
+    basis = "the scenario, or its default"
+    if format_ := run.summary.get("format"):
+        basis = f"format {format_}: {run.text('format_basis')}"
     yield _Figure("model", "bits of a weight", bits, "assumed", basis)
 
 
