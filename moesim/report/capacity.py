@@ -195,7 +195,7 @@ def _bound(
     }
     lines = {variant: points for variant, points in by_variant.items() if points}
     common = _common(list(lines.values()))
-    experts = comparison.rows[0].mean("num_experts")
+    experts = next(row for row in comparison.rows if row.facet == facet).mean("num_experts")
     for variant, points in {"": common}.items() if common else lines.items():
         name, look = label, BOUNDS[label]
         if variant:

@@ -38,13 +38,14 @@ from moesim.report.metrics import (
 )
 from moesim.report.names import policy_label
 from moesim.report.runs import MOST_IDLE, Run
+from moesim.report.seeds import repeated
 from moesim.report.statistics import Estimate, estimate
 from moesim.systems.preset import preset_keys
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moesim.report.plotting import ComparisonPlots
+    from moesim.report.plots import ComparisonPlots
 
 __all__ = ["Comparison", "Row", "compare_runs", "varying_keys"]
 
@@ -87,6 +88,8 @@ class Row:
     """The size of the cache as text; "" where all rows share it."""
     named: Mapping[str, str] = field(default_factory=dict)
     """The label of each key's value, like `bandwidth = 25GB/s`; not of the size of the cache."""
+    repeats: bool = False
+    """Whether all seeds gave the same numbers, so that they are one observation."""
 
     def __repr__(self) -> str:
         where = f" in {self.setting}" if self.setting else ""
@@ -122,13 +125,23 @@ class Row:
         """Return the seeds in the order of the runs; None for a run without one."""
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def has_interval(self) -> bool:
+        """Return whether the seeds give an interval."""
+        return len(self.runs) > 1 and not self.repeats
+
     def mean(self, key: str) -> float:
         """Return the mean of a summary key over the seeds that define it; NaN where none does."""
-        return estimate(run.value(key) for run in self.runs).mean
+        return self.over_seeds(lambda run: run.value(key)).mean
 
     def estimate(self, metric: Metric) -> Estimate:
         """Return the mean of a metric over the seeds, with its interval, in the metric's unit."""
-        return estimate(metric.of(run) for run in self.runs)
+        return self.over_seeds(metric.of)
+
+    def over_seeds(self, of: Callable[[Run], float]) -> Estimate:
+        """Return the mean of a number over the seeds, with its interval unless they repeat."""
+        found = estimate(map(of, self.runs))
+        return replace(found, half=None) if self.repeats else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +192,7 @@ class Comparison:
     @property
     def plot(self) -> ComparisonPlots:
         """The plots of this comparison: `comparison.plot.throughput()` returns matplotlib Axes."""
-        from moesim.report.plotting import ComparisonPlots
+        from moesim.report.plots import ComparisonPlots
 
         return ComparisonPlots(self)
 
@@ -235,8 +248,13 @@ class Comparison:
 
     @property
     def has_intervals(self) -> bool:
-        """Return whether any row has more than one seed."""
-        return any(len(row.runs) > 1 for row in self.rows)
+        """Return whether the seeds of any row give an interval."""
+        return any(row.has_interval for row in self.rows)
+
+    @property
+    def equal_seeds(self) -> bool:
+        """Return whether there are several seeds, of which none changes a number."""
+        return not self.has_intervals and any(row.repeats for row in self.rows)
 
     @property
     def seeds(self) -> list[int]:
@@ -325,7 +343,8 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
         )
         values = {key: value_at(members[0], key) for key in keys}
         texts = {key: named[key][places[0]] for key in named}
-        rows.append(Row(tuple(chosen), variant or _policy(members[0]), values, facet, "", texts))
+        variant = variant or _policy(members[0])
+        rows.append(Row(tuple(chosen), variant, values, facet, "", texts, repeated(chosen)))
     rows = _with_capacities(rows, [key for key in keys if key in CAPACITY_KEYS])
     setting_keys = tuple(key for key in keys if key not in policy_keys)
     return Comparison(tuple(rows), policy_keys, setting_keys, (*notes, *_seed_notes(rows)))
@@ -451,6 +470,8 @@ def _seeds(rows: Sequence[Row], intervals: bool) -> str:
     names = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} … {seeds[-1]}"
     if counts[-1] == 1:
         return f"seed {names}, so no intervals" if intervals else f"seed {names}"
+    if not any(row.has_interval for row in rows):
+        return f"seeds {names}, which gave the same numbers{', so no intervals' * intervals}"
     n = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     if not intervals:
         return f"seeds {names} (n = {n})"
@@ -491,17 +512,21 @@ def _seed_notes(rows: Sequence[Row]) -> list[str]:
             "one seed per point: no intervals; sweep the seed (seed: [0, 1, 2]) to get them, with "
             "workload.order: resampled if nothing else is drawn at random"
         ]
+    if not any(row.has_interval for row in rows):
+        return [
+            "WARNING: all seeds gave the same numbers, because the workload draws nothing at "
+            "random; so there are no intervals, and no difference is called better or worse; set "
+            "workload.order: resampled"
+        ]
     notes = [
         "± is half the 95 % t-interval over the seeds; with the same seed, all variants get the "
         "same workload"
     ]
     if len(counts) > 1:
         notes.append(f"points have different numbers of seeds ({min(counts)} to {max(counts)})")
-    estimates = [row.estimate(metric) for row in rows for metric in HEADLINE]
-    if all(value.half == 0 for value in estimates if value.half is not None):
+    if repeating := sum(row.repeats for row in rows):
         notes.append(
-            "WARNING: all seeds gave the same numbers, because the workload draws nothing at "
-            "random; the intervals of width 0 and the signs ▲ and ▼ say nothing about other "
-            "workloads; set workload.order: resampled"
+            f"all seeds gave the same numbers in {repeating} of {len(rows)} points, which have no "
+            "intervals"
         )
     return notes

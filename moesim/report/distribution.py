@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 __all__ = [
     "PERCENTILES",
     "cdf",
+    "counted",
     "in_window",
     "is_wide",
     "latencies_ns",
     "latency_axis",
+    "latency_ns",
     "latency_scale",
     "percentiles",
 ]
@@ -36,6 +39,11 @@ LATENCIES: Final = {
 }
 
 
+_COLUMNS: Final = (
+    "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns"
+)  # fmt: skip
+
+
 def latencies_ns(run: Run) -> dict[str, Sample]:
     """Return latencies in nanoseconds under "ttft", "tpot", "itl" and "e2e".
 
@@ -44,26 +52,46 @@ def latencies_ns(run: Run) -> dict[str, Sample]:
     gap between tokens. TPOT, the mean gap after the first token, leaves out requests with fewer
     than two tokens.
     """
+    table = counted(run)
+    names = ("ttft", "ttft_queue", "ttft_service", "tpot", "itl", "e2e")
+    return {name: latency_ns(name, table)[0] for name in names}
+
+
+def counted(run: Run, further: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the rows of the requests that a summary's latencies are of, with `further` columns."""
     import numpy as np
 
-    columns = (
-        "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "output_tokens", "token_ns"
-    )  # fmt: skip
-    table = run.table("requests", columns)
+    table = run.table("requests", (*_COLUMNS, *further))
+    first, finish = (table[f"{key}_ns"].astype(np.int64) for key in ("first_token", "finish"))
+    kept = in_window(run, finish) & (finish >= 0) & (first >= 0)
+    return {key: column[kept] for key, column in table.items()}
+
+
+def latency_ns(name: str, table: dict[str, Any]) -> tuple[Sample, NDArray[np.int64]]:
+    """Return a latency in ns for the rows of `counted`, and the place of each value's row.
+
+    The names are those of `latencies_ns`, and "normalised": E2E divided by the tokens.
+    """
+    import numpy as np
+
     arrival, begun, first, finish, tokens = (
-        table[column].astype(np.int64) for column in columns[:5]
+        table[column].astype(np.int64) for column in _COLUMNS[:5]
     )
-    inside = in_window(run, finish)
-    done = inside & (finish >= 0) & (first >= 0)
-    many = done & (tokens > 1)
-    return {
-        "ttft": (first - arrival)[done].astype(np.float64),
-        "ttft_queue": (begun - arrival)[done].astype(np.float64),
-        "ttft_service": (first - begun)[done].astype(np.float64),
-        "tpot": (finish - first)[many] / (tokens[many] - 1),
-        "itl": _gaps(table["token_ns"][inside]),
-        "e2e": (finish - arrival)[done].astype(np.float64),
+    places = np.arange(len(arrival))
+    if name == "itl":
+        gaps = [np.diff(np.asarray(times, np.int64)) for times in table["token_ns"]]
+        return np.concatenate([np.empty(0), *gaps]), places.repeat([len(each) for each in gaps])
+    if name == "tpot":
+        places = np.flatnonzero(tokens > 1)
+        return (finish - first)[places] / (tokens[places] - 1), places
+    spans = {
+        "ttft": first - arrival,
+        "ttft_queue": begun - arrival,
+        "ttft_service": first - begun,
+        "e2e": finish - arrival,
+        "normalised": (finish - arrival) / tokens,
     }
+    return spans[name].astype(np.float64), places
 
 
 def in_window(run: Run, times_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -74,14 +102,6 @@ def in_window(run: Run, times_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.ones(len(times_ns), np.bool_)
     from_ns, to_ns = (round(run.value(f"window_{end}_s") * 1e9) for end in ("from", "to"))
     return ((times_ns > from_ns) | (from_ns == 0)) & (times_ns <= to_ns)
-
-
-def _gaps(token_ns: NDArray[Any]) -> Sample:
-    """Return the gaps between consecutive times of each request."""
-    import numpy as np
-
-    gaps = [np.diff(np.asarray(times, np.int64)) for times in token_ns if times is not None]
-    return np.concatenate(gaps).astype(np.float64) if gaps else np.empty(0)
 
 
 def percentiles(sample: Sample) -> Sample:

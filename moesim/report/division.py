@@ -24,6 +24,7 @@ from moesim.report.metrics import (
     run_note,
 )
 from moesim.report.runs import Run
+from moesim.report.style import ORANGE
 from moesim.report.tabular import Cell, Table
 
 __all__ = ["Divided", "division_records", "division_table", "write_division"]
@@ -121,7 +122,7 @@ def _chart(rows: Sequence[Divided], best: Divided, goal: str, name: str) -> Char
         for row in rows:
             if row.own:
                 axes.plot(
-                    100 * row.share, metric.of(row.run), marker="D", color="#D55E00", linestyle=""
+                    100 * row.share, metric.of(row.run), marker="D", color=ORANGE, linestyle=""
                 )
         axes.axvline(100 * best.share, color="#444444", linestyle="--", linewidth=0.8)
         axes.set_title(drawn(metric.label))

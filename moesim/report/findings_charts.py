@@ -9,11 +9,11 @@ from typing import Any, Final
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_csv
 from moesim.report.findings import SLOTS
 from moesim.report.panels import shared_legend
+from moesim.report.style import BLUE, GREEN, GREY, ORANGE
 from moesim.trace.findings import Findings
 
 __all__ = ["plots_for_findings", "write_layers"]
 
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8C8C8C"
 _DASHED: Final[dict[str, Any]] = {"linestyle": (0, (4, 1.5)), "linewidth": 1}
 _COLUMNS: Final = (
     "layer", "uses", "entropy_bits", "effective", "skew", "idle", "variation", "overlap",
@@ -57,17 +57,17 @@ def _draw_layers(found: Findings, about: str) -> Chart:
     )
     entropy, skew, overlap = chart.axes[0]
     layers = [one.layer for one in found.layers]
-    entropy.plot(layers, [one.entropy_bits for one in found.layers], color=_BLUE, marker=".")
-    entropy.axhline(math.log2(max(found.experts, 2)), color=_GREY, **_DASHED)
+    entropy.plot(layers, [one.entropy_bits for one in found.layers], color=BLUE, marker=".")
+    entropy.axhline(math.log2(max(found.experts, 2)), color=GREY, **_DASHED)
     entropy.set_ylabel("entropy (bits)")
     entropy.set_ylim(bottom=0)
-    skew.plot(layers, [one.skew for one in found.layers], color=_ORANGE, marker=".")
+    skew.plot(layers, [one.skew for one in found.layers], color=ORANGE, marker=".")
     skew.set_ylabel("most popular / mean")
     skew.set_ylim(bottom=0)
     own = [100 * one.overlap for one in found.layers]
-    overlap.plot(layers, own, color=_GREEN, marker=".")
+    overlap.plot(layers, own, color=GREEN, marker=".")
     chance = [100 * one.chance_overlap for one in found.layers]
-    overlap.plot(layers, chance, color=_GREY, **_DASHED)
+    overlap.plot(layers, chance, color=GREY, **_DASHED)
     overlap.set_ylabel("token overlap (%)")
     overlap.set_ylim(0, 100)
     for axes in chart.axes[0]:
@@ -91,9 +91,9 @@ def _draw_reuse(found: Findings, about: str) -> Chart:
     one = found.reuse
     steps = list(one.within)
     if steps:
-        axes.plot(steps, [100 * one.within[n] for n in steps], color=_BLUE, marker=".",
+        axes.plot(steps, [100 * one.within[n] for n in steps], color=BLUE, marker=".",
                   label="recorded order")  # fmt: skip
-        axes.plot(steps, [100 * one.shuffled[n] for n in steps], color=_GREY, label="shuffled",
+        axes.plot(steps, [100 * one.shuffled[n] for n in steps], color=GREY, label="shuffled",
                   **_DASHED)  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
@@ -123,14 +123,14 @@ def _draw_unions(found: Findings, about: str) -> Chart:
     (axes,) = chart.axes[0]
     batches = [one.batch for one in found.unions]
     if batches:
-        axes.plot(batches, [one.experts for one in found.unions], color=_BLUE, marker=".",
+        axes.plot(batches, [one.experts for one in found.unions], color=BLUE, marker=".",
                   label="recorded")  # fmt: skip
-        axes.plot(batches, [one.independent for one in found.unions], color=_ORANGE,
+        axes.plot(batches, [one.independent for one in found.unions], color=ORANGE,
                   label="independent", **_DASHED)  # fmt: skip
-        axes.plot(batches, [one.uniform for one in found.unions], color=_GREY, linestyle=":",
+        axes.plot(batches, [one.uniform for one in found.unions], color=GREY, linestyle=":",
                   label="uniform")  # fmt: skip
         for share in SLOTS.values():
-            axes.axhline(share * found.experts, color=_GREY, linewidth=0.6)
+            axes.axhline(share * found.experts, color=GREY, linewidth=0.6)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(0, found.experts * 1.02)
@@ -159,12 +159,12 @@ def _draw_recall(found: Findings, about: str) -> Chart:
     (axes,) = chart.axes[0]
     depths = [one.depth for one in found.foresight]
     series = {
-        "learned table": (depths, [one.table for one in found.foresight], _BLUE),
-        "popularity": (depths, [one.popularity for one in found.foresight], _GREY),
+        "learned table": (depths, [one.table for one in found.foresight], BLUE),
+        "popularity": (depths, [one.popularity for one in found.foresight], GREY),
     }
     if found.recorded_recall is not None:
         own = found.recorded_recall
-        series["recorded"] = (list(range(1, len(own) + 1)), own, _ORANGE)
+        series["recorded"] = (list(range(1, len(own) + 1)), own, ORANGE)
     for name, (at, recall, color) in series.items():
         axes.plot(at, [100 * one for one in recall], color=color, marker=".", label=name)
         for depth, one in zip(at, recall, strict=True):

@@ -13,6 +13,7 @@ import numpy as np
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_csv
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
+from moesim.report.style import BLUE, GREEN, ORANGE
 from moesim.report.tabular import Table
 from moesim.trace.locality import Distances, Locality, pooled
 
@@ -28,7 +29,7 @@ __all__ = [
     "write_locality",
 ]
 
-COLORS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288")
+COLORS: Final = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#332288")
 MARKERS: Final = ("o", "s", "v", "^", "D", "P", "h")
 MEASURES: Final = (
     "pairs", "uses", "same_top", "chance_top", "same_set", "chance_set", "overlap",

@@ -19,6 +19,7 @@ import numpy as np
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_csv
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
+from moesim.report.style import BLACK, BLUE, GREEN, GREY
 from moesim.report.tabular import Table
 from moesim.streams import stream
 from moesim.trace.redundancy import DENSE, Redundancy, Transition, Transitions, sparse_pairs
@@ -42,17 +43,17 @@ MOST_STATES: Final = 28
 """States of one axis: all pairs of eight experts."""
 
 
-LIMIT: Final[dict[str, Any]] = {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "_"}
+LIMIT: Final[dict[str, Any]] = {"color": BLACK, "linestyle": (0, (5, 2)), "marker": "_"}
 # Broad and pale, so that estimates that coincide with it stay visible.
 PLUGIN: Final[dict[str, Any]] = {"color": "#E69F00", "linewidth": 5, "alpha": 0.45, "marker": "s"}
 MILLER_MADOW: Final[dict[str, Any]] = {
-    "color": "#009E73",
+    "color": GREEN,
     "linestyle": (0, (1, 1.2)),
     "marker": ".",
 }
-CORRECTED: Final[dict[str, Any]] = {"color": "#0072B2", "marker": "o", "markersize": 3}
+CORRECTED: Final[dict[str, Any]] = {"color": BLUE, "marker": "o", "markersize": 3}
 ADJUSTED: Final[dict[str, Any]] = {"color": "#CC79A7", "marker": "^", "markersize": 3}
-NULL: Final[dict[str, Any]] = {"color": "#8C8C8C", "marker": "X", "markersize": 3, "linewidth": 1}
+NULL: Final[dict[str, Any]] = {"color": GREY, "marker": "X", "markersize": 3, "linewidth": 1}
 
 PAIR: Final = ("layer_before", "layer")
 MEASURES: Final = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.report.chart import Chart, grid, mark_undefined, save_charts, write_whole
 from moesim.report.metrics import number
+from moesim.report.style import BLUE, GREEN, ORANGE
 from moesim.report.tabular import Table
 from moesim.workload.description import PERCENTILES, gaps_s
 from moesim.workload.request_file import RequestFile
@@ -25,7 +26,7 @@ FILES: Final = ("workload.json",)
 
 _POINTS: Final = 200  # of a line of cumulative shares
 _BARS: Final = 120  # at most, of arrivals over time
-_COLORS: Final = ("#0072B2", "#D55E00", "#009E73")
+_COLORS: Final = (BLUE, ORANGE, GREEN)
 
 
 def tables(about: Mapping[str, Any]) -> list[Table]:

@@ -16,7 +16,7 @@ from moesim.results.short import in_short
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moesim.report.plotting import RunPlots
+    from moesim.report.plots import RunPlots
     from moesim.scenario import Scenario
 
 __all__ = ["Result", "StoredTables"]
@@ -99,7 +99,7 @@ class Result:
     @property
     def plot(self) -> RunPlots:
         """The plots of this run: `result.plot.latency()` returns matplotlib Axes."""
-        from moesim.report.plotting import RunPlots
+        from moesim.report.plots import RunPlots
 
         return RunPlots(self.as_run())
 

@@ -219,6 +219,9 @@ def _stacked(
         names_in=NAMES_IN,
         sharex=True,
     )
+    shown = [row for setting in settings for row in comparison.within(setting)]
+    # A legend entry of a part that no bar has, like a late prefetch without prefetching, misleads.
+    drawn_keys = {key for _, key, *_ in parts if any(row.mean(key) > 0 for row in shown)}
     longest = 0.0  # of all panels, which share their axis: lengths must compare across settings
     for column, (axes, setting) in enumerate(zip(chart.axes[0], settings, strict=True)):
         rows = comparison.within(setting)
@@ -227,7 +230,8 @@ def _stacked(
             values = [scale * row.mean(key) for row in rows]
             lengths = [0.0 if value != value else value for value in values]
             axes.barh(range(len(rows)), lengths, left=left, color=color, hatch=hatch, height=0.72,
-                      edgecolor="#444444", linewidth=0.4, label=label)  # fmt: skip
+                      edgecolor="#444444", linewidth=0.4,
+                      label=label if key in drawn_keys else "")  # fmt: skip
             left = [start + value for start, value in zip(left, lengths, strict=True)]
             for row, value in zip(rows, values, strict=True):
                 chart.record(setting, row.variant, label, value)

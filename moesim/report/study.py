@@ -15,6 +15,7 @@ from moesim.report.chart import Chart, grid, save_charts, write_csv, write_whole
 from moesim.report.embedded import embedded
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
+from moesim.report.style import BLACK, BLUE, GREEN, GREY
 from moesim.report.tabular import Table, markdown
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ Row = Mapping[str, Any]
 
 BAND_PCT: Final = 5.0
 KINDS: Final = {
-    "held-out": ("#0072B2", "o"),
+    "held-out": (BLUE, "o"),
     "calibration": ("#E69F00", "s"),
-    "apart": ("#009E73", "^"),
-    "untestable": ("#8C8C8C", "X"),
+    "apart": (GREEN, "^"),
+    "untestable": (GREY, "X"),
 }
 
 
@@ -174,7 +175,7 @@ def study_errors(rows: Sequence[Row]) -> Chart:
     totals.set_title("Whole workloads")
     errors.set_title("Errors")
     _identity(totals, rows)
-    errors.axhspan(-BAND_PCT, BAND_PCT, color="#000000", alpha=0.08, linewidth=0)
+    errors.axhspan(-BAND_PCT, BAND_PCT, color=BLACK, alpha=0.08, linewidth=0)
     errors.axhline(0, color="black", linewidth=0.9, linestyle=(0, (4, 2)))
     errors.set_xlabel("stalled (% of the time in steps)")
     errors.set_ylabel("error of the whole (%)")
@@ -211,7 +212,7 @@ def _identity(axes: Axes, rows: Sequence[Row]) -> None:
     low, high = 0.0, 1.08 * max(values)
     factor = BAND_PCT / 100
     axes.fill_between([low, high], [low, high * (1 - factor)], [low, high * (1 + factor)],
-                      color="#000000", alpha=0.08, linewidth=0)  # fmt: skip
+                      color=BLACK, alpha=0.08, linewidth=0)  # fmt: skip
     axes.plot([low, high], [low, high], color="black", linewidth=0.9, linestyle=(0, (4, 2)),
               label="equal")  # fmt: skip
     axes.set_xlim(low, high)

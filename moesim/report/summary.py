@@ -28,7 +28,7 @@ from moesim.report.names import MIN_LABEL, policy_label
 from moesim.report.runs import Run, load_run
 from moesim.report.tabular import Table, write_tables
 
-__all__ = ["print_summary", "summary_tables"]
+__all__ = ["limited_by", "print_summary", "summary_tables"]
 
 LATENCIES: Final = {
     "ttft": "TTFT",
@@ -325,13 +325,19 @@ def _regrets(run: Run) -> list[Table]:
 
 
 def _verdict(run: Run) -> list[Table]:
-    if run.summary.get("verdict") is None:
+    if not limited_by(run):
         return []
     reason = run.summary.get("verdict_reason")
-    word = run.text("verdict")
-    named = {"cpu": "the CPU", "compute": "computing"}.get(word, f"the {word}")
-    limit = marked(f"limited by {named}", routing_mark(run))
+    limit = marked(f"limited by {limited_by(run)}", routing_mark(run))
     return [Table(limit + (f": {reason}" if reason else ""))]
+
+
+def limited_by(run: Run) -> str:
+    """Return what limits a run, like `the working set`; "" if it computed no bounds."""
+    if run.summary.get("verdict") is None:
+        return ""
+    word = run.text("verdict")
+    return {"cpu": "the CPU", "compute": "computing"}.get(word, f"the {word}")
 
 
 def _memory(run: Run) -> Table:

@@ -29,7 +29,7 @@ from moesim.report.style import Style, styles_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Swept", "lines_of", "metrics_against_number", "swept_number"]
+__all__ = ["Swept", "line_label", "lines_of", "metrics_against_number", "swept_number"]
 
 FEWEST: Final = 3
 """The fewest different numbers that make a line worth drawing."""
@@ -132,6 +132,11 @@ def lines_of(comparison: Comparison, swept: Swept) -> dict[tuple[str, str], Poin
     return {key: sorted(points, key=lambda point: point[0]) for key, points in lines.items()}
 
 
+def line_label(line: str, points: Points) -> str:
+    """Return the name of a line, marked where one of its points knows the future."""
+    return marked(line, FORESEES if any(row.knows_the_future for _, row in points) else "")
+
+
 def _named(row: Row, keys: Sequence[str], swept: Swept) -> str:
     return ", ".join(row.named[key] for key in keys if key in row.named and key != swept.key)
 
@@ -154,8 +159,7 @@ def _line(
     """Draw a line with the band of its interval; undefined means leave gaps."""
     numbers = [number for number, _ in points]
     estimates = [row.estimate(metric) for _, row in points]
-    foresees = any(row.knows_the_future for _, row in points)
-    label = named(marked(line, FORESEES if foresees else ""))
+    label = named(line_label(line, points))
     line_with_interval(axes, numbers, estimates, look, label, place)
     for (number, row), e in zip(points, estimates, strict=True):
         interval = (e.low, e.high) if e.half is not None else (None, None)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.marks import FORESEES, marked
 from moesim.report.metrics import SAVED, UNDEFINED, Metric
 from moesim.report.runs import Run
-from moesim.report.statistics import Estimate, difference, estimate
+from moesim.report.statistics import Estimate, difference
 from moesim.report.tabular import Cell, Table, escaped, markdown
 
 __all__ = ["SPEEDS", "as_json", "as_markdown", "difference_cell", "differences_table"]
@@ -82,14 +84,24 @@ def as_markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def legend(comparison: Comparison) -> str:
-    """Return what the marks of the Markdown tables mean."""
-    best = (
-        "The best mean of a column is **bold** and the worst is in _italics_, if the difference to "
+def legend(
+    comparison: Comparison,
+    *,
+    best: str = "**bold**",
+    worst: str = "in _italics_",
+    column: str = "a column",
+    baseline: str = "the first ranked variant",
+) -> str:
+    """Return what the marks of the tables mean, as Markdown unless told otherwise.
+
+    `column` says among which numbers the best is marked, and `baseline` what differences are to.
+    """
+    marks = (
+        f"The best mean of {column} is {best} and the worst is {worst}, if the difference to "
         "each other ranked variant has a 95 % interval that excludes zero."
         if comparison.has_intervals
-        else "The best value of a column is **bold**. One seed: no interval, so another seed may "
-        "give another order, and differences are neither called better nor worse."
+        else f"The best value of {column} is {best}. {_no_interval(comparison)}, and differences "
+        "are neither called better nor worse."
     )
     resolved = (
         " A difference whose 95 % interval includes zero is neither better nor worse."
@@ -97,14 +109,20 @@ def legend(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"{SPEEDS} {best} A column where neither more nor less is always "
+        f"{SPEEDS} {marks} A column where neither more nor less is always "
         f"better has no marks. Variants \\[{FORESEES}] are bounds and are not ranked. The MIN "
         "bound holds only for variants that prefetch nothing. Saved by prefetch is the time in "
         "steps that the same run without prefetch takes longer, as a share of its time; it is "
-        "negative where prefetching costs time. Differences are to the first ranked "
-        "variant, seed by seed: in percentage points for shares, relative otherwise."
+        f"negative where prefetching costs time. Differences are to {baseline}, seed by seed: in "
+        "percentage points for shares, relative otherwise."
         f"{resolved}"
     )
+
+
+def _no_interval(comparison: Comparison) -> str:
+    if comparison.equal_seeds:
+        return "Seeds without effect: no interval, so another workload may give another order"
+    return "One seed: no interval, so another seed may give another order"
 
 
 def signs(comparison: Comparison) -> str:
@@ -115,7 +133,8 @@ def signs(comparison: Comparison) -> str:
             "zero; no sign"
         )
     else:
-        meaning = "▲ best value of its column (one seed: no interval); no sign"
+        why = "seeds without effect" if comparison.equal_seeds else "one seed"
+        meaning = f"▲ best value of its column ({why}: no interval); no sign"
     return (
         f"{meaning} in columns where neither more nor less is always better, and for variants "
         f"that are bounds, not policies [{FORESEES}]"
@@ -174,7 +193,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "metrics": {
                     key: {"mean": _null(value.mean), "half_interval": value.half, "n": value.n}
                     for key in keys
-                    for value in [estimate(run.value(key) for run in row.runs)]
+                    for value in [row.over_seeds(partial(Run.value, key=key))]
                 },
             }
             for row in comparison.rows
@@ -207,15 +226,15 @@ def means_table(setting: str, rows: Sequence[Row], headline: Sequence[Metric]) -
 
 def _estimate(row: Row, metric: Metric) -> Estimate:
     if metric is BOUND:
-        return estimate(HIT_LIMITS[MIN_BOUND](run) for run in row.runs)
+        return row.over_seeds(HIT_LIMITS[MIN_BOUND])
     return row.estimate(metric)
 
 
 def _marks(rows: Sequence[Row], metric: Metric) -> list[str]:
     """Return "best", "worst" or "" for the mean of each row.
 
-    With several seeds, the difference to each other ranked row must be resolved. With one seed
-    there is no interval, and only the best value is marked.
+    With several seeds, the difference to each other ranked row must be resolved. With one seed, or
+    seeds without effect, there is no interval, and only the best value is marked.
     """
     if metric.better is None:
         return [""] * len(rows)
@@ -226,7 +245,7 @@ def _marks(rows: Sequence[Row], metric: Metric) -> list[str]:
         return [""] * len(rows)
     best, worst = (max, min) if metric.better == "higher" else (min, max)
     names = {best(values): "best"}
-    several = any(len(row.runs) > 1 for row in rows)
+    several = any(row.has_interval for row in rows)
     if several:
         names[worst(values)] = "worst"
 
@@ -285,13 +304,14 @@ def paired_change(row: Row, base: Row, metric: Metric) -> Estimate:
     """
     others = {run.seed: metric.of(run) for run in base.runs}
     pairs = [(metric.of(run), others[run.seed]) for run in row.runs if run.seed in others]
-    return difference(
+    change = difference(
         [value for value, _ in pairs], [value for _, value in pairs], relative=not metric.is_share
     )
+    return replace(change, half=None) if row.repeats and base.repeats else change
 
 
 def _csv_row(comparison: Comparison, row: Row, keys: Iterable[str]) -> list[Any]:
-    estimates = [estimate(run.value(key) for run in row.runs) for key in keys]
+    estimates = [row.over_seeds(partial(Run.value, key=key)) for key in keys]
     return [
         row.variant,
         row.setting,

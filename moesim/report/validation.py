@@ -21,6 +21,7 @@ from moesim.report.marks import mark_of, marked
 from moesim.report.metrics import number
 from moesim.report.panels import shared_legend
 from moesim.report.runs import engine_in_words
+from moesim.report.style import BLACK, BLUE, GREEN, ORANGE
 from moesim.report.tabular import Table
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ __all__ = [
 ]
 
 TABLES: Final = ("steps", "events", "requests", "runs")
-DECODE: Final = ("decode only", "#0072B2", "o")
-PREFILL: Final = ("with prompt tokens", "#D55E00", "s")
-EVENTS: Final = ("layer events", "#009E73", "v")
+DECODE: Final = ("decode only", BLUE, "o")
+PREFILL: Final = ("with prompt tokens", ORANGE, "s")
+EVENTS: Final = ("layer events", GREEN, "v")
 BAND_PCT: Final = 5.0  # the error that docs/validation.md sets as the goal of a median
 MOST_POINTS: Final = 3000
 _UNMEASURED: Final = {"assumed": ": from the hardware profile; no calibration measures them"}
@@ -279,7 +280,7 @@ def _against(chart: Chart, axes: Axes, panel: str, groups: list[Any]) -> None:
             chart.record(panel, label, *(float(value) * scale for value in values))
     ends = np.array([pooled.min() / 1.15, pooled.max() * 1.15]) / scale
     factor = BAND_PCT / 100
-    axes.fill_between(ends, ends * (1 - factor), ends * (1 + factor), color="#000000", alpha=0.08,
+    axes.fill_between(ends, ends * (1 - factor), ends * (1 + factor), color=BLACK, alpha=0.08,
                       linewidth=0)  # fmt: skip
     axes.plot(ends, ends, color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="equal")
     _square(axes, float(ends[0]), float(ends[1]))
@@ -321,7 +322,7 @@ def _errors_by(
     table, key = what
     decoding, others = groups
     values, errors = table[key].astype(np.float64), table["error_pct"]
-    axes.axhspan(-BAND_PCT, BAND_PCT, color="#000000", alpha=0.08, linewidth=0)
+    axes.axhspan(-BAND_PCT, BAND_PCT, color=BLACK, alpha=0.08, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.9, linestyle=(0, (4, 2)))
     for (label, color, marker), member in ((DECODE, decoding), (others, ~decoding)):
         drawn = chosen[member[chosen] & np.isfinite(errors[chosen])]

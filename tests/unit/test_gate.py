@@ -21,9 +21,10 @@ from moesim.report import load_run
 from moesim.report.gate import judge, parse_threshold
 from moesim.report.gate.paired import change_of
 from moesim.report.gate.samples import RequestPairs, Sample
-from moesim.report.gate.text import tables
+from moesim.report.gate.text import sentences, tables
+from moesim.report.metrics import number
 from moesim.report.runs import Run
-from moesim.report.statistics import difference
+from moesim.report.statistics import difference, estimate
 from moesim.results.metric_names import METRICS
 from moesim.simulate import run as simulate
 
@@ -223,6 +224,36 @@ def test_the_number_decides_and_an_interval_around_the_limit_is_called_unsettled
     assert [check.settled for check in checks] == [False, False, True]
 
 
+def test_a_limit_of_the_value_is_judged_by_the_interval_of_the_value(tmp_path: Path) -> None:
+    runs = [load_run(run_directory(tmp_path / str(seed), seed=seed)) for seed in range(3)]
+    found = estimate(run.value("e2e_mean_ms") for run in runs)
+    threshold = parse_threshold(f"e2e_mean_ms > {found.mean - 1e-3:.6f}")
+    for baselines in ([], runs):
+        judgement = judge(runs, baselines, [threshold])
+        (check,) = judgement.checks
+        assert check.interval == (found.low, found.high)
+        assert check.settled is False
+        cell = tables(judgement)[0].rows[0][1].text
+        assert cell.endswith(f"[{number(found.low)} ms to {number(found.high)} ms]")
+        assert any("beside the value" in text for text in sentences(judgement))
+
+
+def test_seeds_without_effect_count_as_one(base: Run, slow: Run) -> None:
+    """Their t-interval would have no width, so requests are drawn as for one seed."""
+    sides = [
+        [Run(run.path, {**run.summary, "seed": seed}, {}, {**run.scenario, "seed": seed})
+         for seed in (0, 1)]
+        for run in (slow, base)
+    ]  # fmt: skip
+    threshold = parse_threshold("e2e_mean_ms > 1")
+    judgement = judge(sides[0], sides[1], [threshold])
+    alone = judge([slow], [base], [threshold])
+    assert judgement.changes == alone.changes
+    assert judgement.checks[0].interval is None
+    for found in (judgement, judge(sides[0], [], [threshold])):
+        assert any("they count as one" in warning for warning in found.warnings)
+
+
 @pytest.mark.parametrize(
     ("metric", "why"),
     [
@@ -303,6 +334,21 @@ def test_files_of_equal_content_in_two_checkouts_are_the_same_work(base: Run) ->
         scenario = {**base.scenario, "trace": f"/{place}/trace", "workload": workload}
         sides.append(Run(base.path, base.summary, manifest, scenario))
     assert judge([sides[0]], [sides[1]], []).differing == {}
+
+
+def test_without_hashes_the_paths_of_files_say_whether_the_work_is_the_same(base: Run) -> None:
+    """A run of an older moesim has no hashes, and its trace is not another one for that."""
+    arrivals = {"workload": {"arrivals": {"path": "/data/arrivals.csv"}}}
+    manifest = {"inputs": {"trace": "abc", "workload.arrivals.path": "def"}}
+    scenario = {**base.scenario, "trace": "/data/trace", **arrivals}
+    new = Run(base.path, base.summary, manifest, scenario)
+    old = Run(base.path, base.summary, {}, scenario)
+    for run, baseline in ((new, old), (old, new), (old, old)):
+        assert any("no hash of the trace" in text for text in judge([run], [baseline], []).warnings)
+    assert not judge([new], [new], []).warnings
+    moved = Run(base.path, base.summary, {}, {**scenario, "trace": "/other/trace"})
+    with pytest.raises(UsageError, match=r"the trace \(/data/trace and /other/trace\)"):
+        judge([new], [moved], [])
 
 
 def test_costs_of_two_kinds_and_other_code_are_warned_of(base: Run) -> None:

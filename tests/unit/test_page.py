@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from paths import ROOT
 from run_directories import run_directory
 from typer.testing import CliRunner
@@ -22,11 +23,11 @@ from moesim.errors import MissingExtra
 from moesim.report import compare_runs, load_run, load_runs
 from moesim.report.metrics import number
 from moesim.report.page import extra, page_of
-from moesim.report.page.assumptions import unwarned
+from moesim.report.page.assumptions import assumptions, unwarned
 from moesim.report.page.charts import POINTS
 from moesim.report.page.differences import differences
 from moesim.report.page.fronts import fronts
-from moesim.report.page.parts import MOST_ROWS, Plot
+from moesim.report.page.parts import MOST_ROWS, DataTable, Paragraph, Plot
 from moesim.report.page.requests import MOST_REQUESTS
 from moesim.report.runs import Run
 from moesim.report.summary import summary_tables
@@ -334,6 +335,22 @@ def test_a_page_says_which_sources_cannot_be_read(tmp_path: Path) -> None:
     path = run_directory(tmp_path / "run", steps=4, layers=2, requests=3, output_tokens=3)
     text = page_of([load_run(path)], COMMAND)
     assert "The sources of some figures cannot be read" in text
+    assert "cannot be read now" in text  # the row of the trace
+
+
+def test_a_source_that_hides_several_figures_is_named_once(real: Run, tmp_path: Path) -> None:
+    scenario = (real.path / "scenario.yaml").read_text()
+    for name, wrong in (("trace", {"trace": "../no-trace"}), ("card", {"hardware": "no-card"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "scenario.yaml").write_text(yaml.safe_dump({**yaml.safe_load(scenario), **wrong}))
+        run = Run(folder, real.summary, real.manifest, real.scenario)
+        *texts, table = assumptions(run)
+        (unread,) = [each.text for each in texts if isinstance(each, Paragraph)
+                     and "cannot be read" in each.text]  # fmt: skip
+        assert unread.count(f"no-{name}") == 1
+        assert isinstance(table, DataTable)
+        assert table.rows[0][-1].text == "cannot be read now"
 
 
 def test_a_what_if_shows_its_gain_what_it_needs_or_why_there_is_none(real: Run) -> None:

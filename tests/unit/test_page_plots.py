@@ -13,17 +13,18 @@ from run_directories import run_directory
 from moesim.errors import UsageError
 from moesim.report import compare_runs, load_run
 from moesim.report.comparison import Comparison
+from moesim.report.metrics import number as shown
 from moesim.report.page import check_page
 from moesim.report.page.comparison_page import comparison_page
 from moesim.report.page.comparison_tables import leaders
 from moesim.report.page.heat_map import heat_map
 from moesim.report.page.latency_plots import latencies, over_time
 from moesim.report.page.layer_plots import layers
-from moesim.report.page.parts import Code, Facts, Hidden, Plot
+from moesim.report.page.parts import Code, Facts, Hidden, Paragraph, Plot
 from moesim.report.page.requests import request_table
 from moesim.report.page.run_page import run_page
 from moesim.report.page.swept_plots import stalls
-from moesim.report.page.variants import MOST_COLORS, by_variant
+from moesim.report.page.variants import MOST_COLORS, by_variant, inside_by_variant
 from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
 from moesim.results.what_if import WhatIf, WhatIfs
@@ -118,6 +119,21 @@ def test_the_key_facts_are_those_of_the_summary(comparison: Comparison) -> None:
     number, unit = facts["stalled"].split(" ", 1)
     assert float(number) == pytest.approx(100 * run.value("stall_share"), rel=1e-3)
     assert unit == "% of step time"
+    parts = [facts[f"{part} p95"] for part in ("queued", "served")]
+    assert parts == [
+        f"{shown(run.value(f'ttft_{part}_p95_ms'))} ms" for part in ("queue", "service")
+    ]
+
+
+def test_the_legend_of_a_page_is_of_settings_and_of_the_chosen_baseline(
+    comparison: Comparison,
+) -> None:
+    texts = [block.text for section in comparison_page(comparison, "x").sections
+             for block in section.blocks if isinstance(block, Paragraph)]  # fmt: skip
+    (legend,) = [text for text in texts if "marked ▲" in text]
+    assert "The best value of a column in a setting is marked ▲." in legend
+    assert "Differences are to the baseline that you choose" in legend
+    assert not set("*_\\") & set(legend)
 
 
 def test_the_darkest_cell_is_the_best_whichever_side_is_better(comparison: Comparison) -> None:
@@ -158,10 +174,36 @@ def test_a_warning_of_some_runs_says_of_how_many(comparison: Comparison) -> None
     assert [text for text in warnings if "4 requests are counted" in text and "runs)" in text] == []
 
 
+def test_a_warning_that_runs_give_with_many_numbers_names_the_ends(tmp_path: Path) -> None:
+    """Sixty seeds have sixty shares of idle time, and a page says so once."""
+    idle_s = (0.0, 0.4, 0.3, 0.2)
+    paths = [
+        run_directory(tmp_path / str(seed), seed=seed, requests=4,
+                      summary={"idle_s": each, "makespan_s": 1.0, "finished": 4 + seed})
+        for seed, each in enumerate(idle_s)
+    ]  # fmt: skip
+    page = comparison_page(compare_runs([load_run(path) for path in paths]), "x")
+    assert [text for text in page.warnings if "Arrivals limit" in text] == [
+        "Arrivals limit throughput: for 20% to 40% of the time there was no request. (3 of 4 runs)"
+    ]
+    (few,) = [text for text in page.warnings if "requests are counted" in text]
+    assert few.startswith("Only 4 to 7 requests are counted")
+    assert not [note for note in page.notes if note.startswith("arrivals limit")]
+
+
 def test_many_variants_have_one_colour() -> None:
     labels = [f"policy {place}" for place in range(MOST_COLORS + 1)]
     assert "scale" in by_variant(labels[:-1]).to_dict()
     assert set(by_variant(labels).to_dict()) == {"value"}
+    assert set(inside_by_variant(labels).to_dict()) == {"value"}
+
+
+def test_variants_of_one_policy_differ_inside_their_points() -> None:
+    labels = [f"{policy}, {prefetch} prefetch" for policy in ("LRU", "LFU")
+              for prefetch in ("no", "predicted")]  # fmt: skip
+    ranges = [of(labels).to_dict()["scale"]["range"] for of in (by_variant, inside_by_variant)]
+    assert len(set(ranges[0])) == 2
+    assert len(set(zip(*ranges, strict=True))) == len(labels)
 
 
 def test_the_changed_keys_of_a_what_if_can_be_typed(run: Run) -> None:

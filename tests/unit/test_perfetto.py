@@ -125,8 +125,6 @@ def test_counters_are_of_the_whole_run(runs: dict[str, Run], tmp_path: Path) -> 
     assert max(value for _, value in blocks) == run.value("peak_kv_blocks")
     assert blocks[-1][0] == round(run.value("makespan_s") * 1e9)
     assert blocks[-1][1] == 0
-    residents = events.counters["experts with a slot"]
-    assert max(value for _, value in residents) == run.value("cache_slots")
     # The area under the queue is the time that all requests waited.
     queue = events.counters["queue"]
     area = sum(one[1] * (other[0] - one[0]) for one, other in pairwise(queue))
@@ -134,6 +132,20 @@ def test_counters_are_of_the_whole_run(runs: dict[str, Run], tmp_path: Path) -> 
     arrived, scheduled = (sum(column.tolist()) for column in table.values())
     assert area == scheduled - arrived
     assert queue[-1][1] == 0
+
+
+def test_experts_keep_their_slots_between_steps(runs: dict[str, Run], tmp_path: Path) -> None:
+    run = runs["demand"]
+    ends, residents = run.table("steps", ["finish_ns", "residents"]).values()
+    points = dict(events_of(run, tmp_path).counters["experts with a slot"])
+    assert points == {  # a point where the number changes
+        end: number
+        for end, number, before in zip(
+            ends.tolist(), residents.tolist(), [-1, *residents.tolist()], strict=False
+        )
+        if number != before
+    }
+    assert max(points.values()) == run.value("cache_slots")
 
 
 def test_a_rejected_request_ends_when_it_arrives_and_never_waits(tmp_path: Path) -> None:

@@ -24,7 +24,12 @@ from moesim.report.comparison import Comparison, _rounded
 from moesim.report.distribution import cdf, latency_scale
 from moesim.report.drawing import Drawing, drawn_as
 from moesim.report.lanes import LEGIBLE, choose_window, lane_timeline
-from moesim.report.several import latency_cdfs, plots_for_comparison, side_by_side
+from moesim.report.several import (
+    latency_cdfs,
+    plots_for_comparison,
+    side_by_side,
+    stalls_side_by_side,
+)
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import BOUNDS, HOUSE, LINES, OTHERS, POLICIES, house_style, styles
 
@@ -215,6 +220,22 @@ def test_stalls_by_layer_add_up_to_the_whole(tmp_path: Path) -> None:
     assert parts == pytest.approx(whole["demand copy"])
 
 
+def test_a_legend_has_the_parts_that_some_bar_has(tmp_path: Path) -> None:
+    """A cause that no variant waited for is in the data and not in the legend."""
+    summary = {"stall_late_s": 0.0, "stall_other_s": 0.0}
+    paths = [run_directory(tmp_path / policy, policy=policy, summary=summary, requests=4)
+             for policy in ("lru", "lfu")]  # fmt: skip
+    comparison = compare_runs([load_run(path) for path in paths])
+    chart = stalls_side_by_side(comparison)
+    (legend,) = chart.figure.legends
+    entries = {text.get_text() for text in legend.get_texts()}
+    parts: dict[str, list[float]] = {}
+    for _, _, part, seconds in chart.rows:
+        parts.setdefault(part, []).append(seconds)
+    assert entries == {part for part, seconds in parts.items() if any(each > 0 for each in seconds)}
+    assert {"late prefetch", "other"} <= parts.keys() - entries
+
+
 def test_a_timeline_shows_whole_steps_as_long_as_they_stay_legible(tmp_path: Path) -> None:
     run = load_run(run_directory(tmp_path / "run", layers=4))
     with house_style():
@@ -258,6 +279,27 @@ def test_the_capacity_axis_counts_slots_and_bounds_are_drawn(
     low = {row[1]: row for row in chart.rows if row[2] == 4}
     assert low["LRU"][5] < low["LRU"][4] < low["LRU"][6]
     assert low["MIN bound (misses)"][4] > low["LRU"][4]
+
+
+def test_a_share_of_experts_is_of_the_model_of_its_setting(tmp_path: Path) -> None:
+    """Traces of two models in one comparison have two numbers of experts a layer."""
+    experts = {"shallow": 16, "other": 32}
+    paths = [
+        run_directory(tmp_path / f"{trace}-{policy}-{slots}", trace=trace, policy=policy,
+                      slots_per_layer=slots, steps=4, requests=2,
+                      point={"trace": trace, "cache.policy": policy, "cache.slots": slots},
+                      summary={"num_experts": number})
+        for trace, number in experts.items()
+        for policy in ("lru", "lfu") for slots in (4, 8)
+    ]  # fmt: skip
+    with house_style():
+        chart = hit_rate_against_capacity(compare_runs(load_runs(paths)))
+    assert chart is not None
+    bounds = [dict(zip(chart.columns, row, strict=True)) for row in chart.rows if "MIN" in row[1]]
+    assert len({row["setting"] for row in bounds}) == 2
+    for row in bounds:
+        (number,) = [number for trace, number in experts.items() if trace in row["setting"]]
+        assert row["share_of_experts"] == row["slots_per_layer"] / number
 
 
 def test_one_size_of_the_cache_gives_no_curve(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from run_directories import run_directory
 from moesim.errors import UsageError
 from moesim.report import Comparison, Run, compare_runs, load_run
 from moesim.report.names import policy_label
+from moesim.report.page.comparison_tables import leaders
+from moesim.report.page.differences import differences
+from moesim.report.tables import as_json, signs, tables
 
 Sweep = dict[str, list[Any]]
 ARGUMENTS = {
@@ -67,13 +70,53 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path) -> None:
     assert any("no intervals; sweep the seed" in note for note in comparison.notes)
 
 
-def test_seeds_that_change_nothing_are_noted(tmp_path: Path) -> None:
-    runs = [load_run(run_directory(tmp_path / str(seed), seed=0)) for seed in (0, 1)]
-    twin = Run(runs[1].path, {**runs[1].summary, "seed": 1}, {}, {**runs[1].scenario, "seed": 1})
-    assert any(
-        note.startswith("WARNING: all seeds gave the same")
-        for note in compare_runs([runs[0], twin]).notes
-    )
+def test_seeds_that_change_nothing_are_one_observation(tmp_path: Path) -> None:
+    """Intervals without a width would call every difference better or worse."""
+    comparison = compare_runs(repeating(tmp_path, "lru", "lfu"))
+    assert not comparison.has_intervals
+    assert comparison.equal_seeds
+    assert "seeds 0, 1, which gave the same numbers, so no intervals" in comparison.caption()
+    assert [note for note in comparison.notes if "same numbers" in note] == [
+        note for note in comparison.notes if note.startswith("WARNING: all seeds gave the same")
+    ]
+    means, changes = tables(comparison)
+    texts = [cell.text for row in (*means.rows, *changes.rows) for cell in row]
+    assert not [text for text in texts if "±" in text]
+    assert {cell.mark for row in changes.rows for cell in row} == {""}
+    assert {cell.mark for row in means.rows for cell in row} == {"", "best"}
+    assert "seeds without effect: no interval" in signs(comparison)
+    plain = as_json(comparison)["rows"][0]["metrics"]["tpot_mean_ms"]
+    assert (plain["half_interval"], plain["n"]) == (None, 2)
+    figure = differences(comparison)
+    assert figure is not None
+    verdicts = {row[figure.fields.index("verdict")] for row in figure.rows}
+    assert verdicts == {"seeds without effect, no interval"}
+    assert leaders(comparison)[-1].startswith("seeds have no effect")
+
+
+def test_seeds_that_change_one_variant_leave_its_differences_their_intervals(
+    tmp_path: Path,
+) -> None:
+    varied = [load_run(run_directory(tmp_path / f"r{n}", policy="random", seed=n)) for n in (0, 1)]
+    comparison = compare_runs([*repeating(tmp_path, "lru", "lfu"), *varied])
+    assert comparison.has_intervals
+    assert any("in 2 of 3 points, which have no intervals" in note for note in comparison.notes)
+    _, changes = tables(comparison)
+    texts = {row[0].text: row[1].text for row in changes.rows}
+    assert "±" not in texts["LFU"]
+    assert "±" in texts["random"]
+
+
+def repeating(folder: Path, *policies: str) -> list[Run]:
+    """Return two runs of each policy whose seeds, 0 and 1, changed nothing."""
+    runs = []
+    for policy in policies:
+        run = load_run(run_directory(folder / policy, policy=policy, seed=0))
+        changes = {"seed": 1}
+        twin = Run(folder / f"{policy}-1", {**run.summary, **changes}, {},
+                   {**run.scenario, **changes})  # fmt: skip
+        runs += [run, twin]
+    return runs
 
 
 def test_policies_are_compared_within_a_setting(tmp_path: Path) -> None:

@@ -25,10 +25,12 @@ from moesim.report.capacity import hit_rate_against_capacity, metrics_against_ca
 from moesim.report.lanes import lane_timeline
 from moesim.report.marks import foreseeing, routing_mark, shared_mark
 from moesim.report.metrics import HEADLINE, HITS, LATE_HITS, MISSES, THROUGHPUT, run_caption
+from moesim.report.page import swept_plots
 from moesim.report.several import latency_cdfs, side_by_side, stalls_side_by_side
 from moesim.report.single import hits_by_layer, latency_cdf, stall_breakdown
 from moesim.report.style import house_style
 from moesim.report.summary import summary_tables
+from moesim.report.swept import metrics_against_number
 from moesim.report.tables import as_json, tables
 from moesim.report.tabular import Table, plain
 
@@ -105,6 +107,24 @@ def test_every_chart_of_a_run_says_it_in_its_caption(
         for draw in (latency_cdf, stall_breakdown, hits_by_layer, lane_timeline):
             assert sentence in draw(run).caption
     assert sentence in plain(summary_tables(run)[0])
+
+
+def test_lines_against_a_number_are_marked_where_they_know_the_future(tmp_path: Path) -> None:
+    runs = [
+        made(tmp_path / f"{policy}-{size}", policy=policy,
+             point={"cache.policy": policy, "batching.max_sequences": size})
+        for policy in ("lru", "min") for size in (1, 2, 4)
+    ]  # fmt: skip
+    comparison = compare_runs(runs)
+    marked = {"LRU", "MIN (misses) [knows the future]"}
+    plot = swept_plots.lines(comparison)
+    assert plot is not None
+    assert {row[plot.fields.index("line")] for row in plot.rows} == marked
+    with house_style():
+        chart = metrics_against_number(comparison)
+    assert chart is not None
+    shown = {str(line.get_label()).replace("\u00a0", " ") for line in chart.panels[0].get_lines()}
+    assert {" ".join(label.split()) for label in shown} == marked
 
 
 def test_every_surface_of_a_comparison_says_it(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from moesim.report.gate.thresholds import Threshold
 from moesim.report.labels import differs, value_at
 from moesim.report.metrics import SPEEDS
 from moesim.report.runs import Run
+from moesim.report.seeds import repeated
 from moesim.report.statistics import estimate
 
 __all__ = ["HEADLINES", "Check", "Judgement", "judge"]
@@ -31,17 +32,24 @@ HEADLINES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A threshold, the number that it is about, and whether that exceeds it.
+    """A threshold, the value of its metric, and whether the number that it limits exceeds it.
 
-    `change` is None without a baseline. `settled` says whether the interval of the change lies
-    wholly on one side of the limit; None without an interval.
+    That number is the value or the change, as the threshold says; `interval` is its own, None
+    without one. `change` is None without a baseline.
     """
 
     threshold: Threshold
     value: float
     change: Change | None
     exceeded: bool
-    settled: bool | None
+    interval: Interval | None
+
+    @property
+    def settled(self) -> bool | None:
+        """Whether the interval lies wholly on one side of the limit; None without an interval."""
+        if self.interval is None:
+            return None
+        return all(self.threshold.holds(end) is self.exceeded for end in self.interval)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +92,16 @@ def judge(
                 "with: --baseline RUN"
             )
         checks = [_check_value(each, runs, None) for each in thresholds]
-        return Judgement(tuple(runs), (), tuple(checks), (), {}, ())
+        return Judgement(tuple(runs), (), tuple(checks), (), {}, tuple(_equal_seeds(runs)))
     _check_seeds(baselines, "the baselines")
     runs, baselines = (sorted(each, key=lambda run: run.seed or 0) for each in (runs, baselines))
     _check_same_work(runs, baselines)
     requests = RequestPairs(runs[0], baselines[0])
     metrics = dict.fromkeys([*(each.metric for each in thresholds), *HEADLINES])
-    changes = {key: change_of(key, runs, baselines, requests) for key in metrics}
+    # Seeds without effect are one pair, whose requests can be drawn.
+    number = 1 if repeated(runs) and repeated(baselines) else len(runs)
+    pairs = runs[:number], baselines[:number]
+    changes = {key: change_of(key, *pairs, requests) for key in metrics}
     return Judgement(
         tuple(runs),
         tuple(baselines),
@@ -121,7 +132,8 @@ def _check(
 def _check_value(threshold: Threshold, runs: Sequence[Run], change: Change | None) -> Check:
     for run in runs:
         _check_defined(threshold, run)
-    values = estimate(run.value(threshold.metric) for run in runs)
+    observed = runs[:1] if repeated(runs) else runs
+    values = estimate(run.value(threshold.metric) for run in observed)
     interval = None if values.half is None else Interval(values.low, values.high)
     return _judged(threshold, values.mean, change, values.mean, interval)
 
@@ -130,9 +142,7 @@ def _judged(
     threshold: Threshold, value: float, change: Change | None, found: float, ends: Interval | None
 ) -> Check:
     # The number decides, not its interval: docs/report.md says why.
-    exceeded = threshold.holds(found)
-    settled = None if ends is None else all(threshold.holds(end) is exceeded for end in ends)
-    return Check(threshold, value, change, exceeded, settled)
+    return Check(threshold, value, change, threshold.holds(found), ends)
 
 
 def _check_defined(threshold: Threshold, run: Run) -> None:
@@ -165,8 +175,10 @@ def _check_same_work(runs: Sequence[Run], baselines: Sequence[Run]) -> None:
     wrong = []
     if seeds[0] != seeds[1]:
         wrong.append(f"their seeds ({_listed(seeds[0])} and {_listed(seeds[1])})")
+    hashed = _hashes(runs[0]).keys() & _hashes(baselines[0]).keys()
+    works = [_work(each[0], hashed) for each in (runs, baselines)]
     for key, name in (("trace", "the trace"), ("workload", "workload"), ("window", "the window")):
-        after, before = (_work(each[0])[key] for each in (runs, baselines))
+        after, before = (work[key] for work in works)
         if not differs([after, before]):
             continue
         both = isinstance(after, Mapping) and isinstance(before, Mapping)
@@ -184,18 +196,20 @@ def _listed(seeds: Sequence[int | None]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _work(run: Run) -> dict[str, Any]:
+def _work(run: Run, hashed: Collection[str]) -> dict[str, Any]:
     """Return what decides the requests of a run, and which of them its summary counts.
 
-    Files count by their content, because a baseline is often of another checkout.
+    Files count by their content, because a baseline is often of another checkout; by their paths
+    where they are not `hashed`, as in runs of an older moesim.
     """
     path, content = run.trace_identity
-    workload = _with_hashes(run.scenario.get("workload"), "workload", _hashes(run))
+    hashes = {key: value for key, value in _hashes(run).items() if key in hashed}
+    section = run.with_absolute_paths(run.scenario.get("workload"))
     metrics = run.scenario.get("metrics")
     window = metrics.get("window") if isinstance(metrics, Mapping) else None
     return {
-        "trace": f"{run.trace} with hash {content[:12]}" if content else path,
-        "workload": workload,
+        "trace": f"{run.trace} with hash {content[:12]}" if "trace" in hashes else path,
+        "workload": _with_hashes(section, "workload", hashes),
         "window": window or "whole",
     }
 
@@ -244,7 +258,19 @@ def _warnings(runs: Sequence[Run], baselines: Sequence[Run]) -> list[str]:
             "costs are of two kinds (" + " and ".join("/".join(each) for each in kinds) + "), so "
             "times cannot be compared"
         )
+    if any("trace" not in _hashes(each[0]) for each in (runs, baselines)):
+        found.append(
+            "a manifest has no hash of the trace, so only its path says that it is the same trace"
+        )
     codes = [_hashes(each[0]).get("code") for each in (runs, baselines)]
     if None not in codes and codes[0] != codes[1]:
         found.append("another version of moesim's code made the baseline")
-    return found
+    return [*found, *_equal_seeds(runs)]
+
+
+def _equal_seeds(runs: Sequence[Run]) -> Iterator[str]:
+    if repeated(runs):
+        yield (
+            "all seeds gave the same numbers, because the workload draws nothing at random, so "
+            "they count as one; set workload.order: resampled"
+        )

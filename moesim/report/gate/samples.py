@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from moesim.report.distribution import in_window
+from moesim.report.distribution import counted, latency_ns
 from moesim.report.runs import Run
 
 if TYPE_CHECKING:
@@ -23,10 +23,6 @@ _METRIC: Final = re.compile(
     r"(ttft|ttft_queue|ttft_service|tpot|itl|e2e|normalised)_(mean|p\d+)_ms"
     r"|(decode)_(mean|p\d+)_tokens_per_s"
 )
-_COLUMNS: Final = (
-    "request", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "prompt_tokens",
-    "output_tokens", "token_ns",
-)  # fmt: skip
 _SAME: Final = ("prompt_tokens", "output_tokens")
 """What makes a request the same one in two runs. Arrivals of closed clients depend on the run."""
 
@@ -85,7 +81,7 @@ class RequestPairs:
     @cached_property
     def _tables(self) -> tuple[dict[str, Any], dict[str, Any]]:
         run, baseline = self._runs
-        return _counted(run), _counted(baseline)
+        return _in_order(run), _in_order(baseline)
 
     def samples(self, metric: str) -> tuple[Sample, Sample] | str:
         """Return the samples of a metric in both runs, or why its requests cannot be paired."""
@@ -110,43 +106,26 @@ class RequestPairs:
         return all(np.array_equal(after[key], before[key]) for key in ("request", *_SAME))
 
 
-def _counted(run: Run) -> dict[str, Any]:
-    """Return the rows of the requests that the summary's latencies are of, in order."""
+def _in_order(run: Run) -> dict[str, Any]:
+    """Return the rows of the requests that the summary's latencies are of, by their numbers."""
     import numpy as np
 
-    table = run.table("requests", _COLUMNS)
-    finish, first = (table[key].astype(np.int64) for key in ("finish_ns", "first_token_ns"))
-    kept = np.flatnonzero(in_window(run, finish) & (finish >= 0) & (first >= 0))
-    kept = kept[np.argsort(table["request"][kept], kind="stable")]
-    return {key: column[kept] for key, column in table.items()}
+    table = counted(run, ("request", "prompt_tokens"))
+    order = np.argsort(table["request"], kind="stable")
+    return {key: column[order] for key, column in table.items()}
 
 
 def _sample(name: str, table: dict[str, Any], percentile: float | None) -> Sample:
     import numpy as np
 
-    arrival, scheduled, first, finish, tokens = (
-        table[key].astype(np.int64)
-        for key in ("arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns", "output_tokens")
-    )
-    owners = np.arange(len(arrival))
-    if name == "itl":
-        gaps = [np.diff(np.asarray(times, np.int64)) for times in table["token_ns"]]
-        owners = np.repeat(owners, [len(each) for each in gaps])
-        values = np.concatenate([np.empty(0), *gaps]) / _MS
-    elif name == "tpot":
-        owners = np.flatnonzero(tokens > 1)
-        values = ((finish - first)[owners] / (tokens[owners] - 1)) / _MS
-    elif name == "decode":
+    if name == "decode":
+        first, finish, tokens = (
+            table[key].astype(np.int64) for key in ("first_token_ns", "finish_ns", "output_tokens")
+        )
         owners = np.flatnonzero(finish > first)
         values = (tokens[owners] - 1) * _S / (finish - first)[owners]
     else:
-        spans = {
-            "ttft": first - arrival,
-            "ttft_queue": scheduled - arrival,
-            "ttft_service": first - scheduled,
-            "e2e": finish - arrival,
-            "normalised": (finish - arrival) / tokens,
-        }
-        values = spans[name] / _MS
+        values, owners = latency_ns(name, table)
+        values = values / _MS
     order = np.argsort(values, kind="stable")
-    return Sample(values[order], owners[order], len(arrival), percentile)
+    return Sample(values[order], owners[order], len(table["request"]), percentile)

@@ -44,8 +44,7 @@ def tables(judgement: Judgement) -> list[Table]:
     for check in judgement.checks:
         change = check.change
         base, moved, ends = ("", "", "") if change is None else _cells(change, check)
-        value = _with_unit(check.threshold.metric, check.value)
-        checks.add(check.threshold.text, value, base, moved, ends, _outcome(check))
+        checks.add(check.threshold.text, _value(check), base, moved, ends, _outcome(check))
     changes = Table("Changes", ["metric", "value", "baseline", "change", "95 % interval"])
     for change in judgement.changes:
         changes.add(change.metric, _with_unit(change.metric, change.value), *_cells(change))
@@ -61,10 +60,16 @@ def sentences(judgement: Judgement) -> list[str]:
     if judgement.baselines:
         found.append(_differing(judgement))
     found += [f"{_named(metrics)}: {basis}" for basis, metrics in _bases(judgement).items()]
+    if limited := [check for check in judgement.checks if _own_interval(check)]:
+        metrics = dict.fromkeys(check.threshold.metric for check in limited)
+        found.append(
+            f"{', '.join(metrics)}: beside the value its 95 % t-interval over "
+            f"{len(judgement.runs)} seeds"
+        )
     if any(check.settled is False for check in judgement.checks):
         found.append(
-            "unsettled: the limit lies inside the interval, so this workload does not tell on "
-            "which side the change is; the number decides, not its interval"
+            "unsettled: the limit lies inside the interval of the number that it is about, so this "
+            "workload does not tell on which side that is; the number decides, not its interval"
         )
     return [text for text in found if text]
 
@@ -105,6 +110,7 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
                 "kind": check.threshold.kind,
                 "value": check.value,
                 "exceeded": check.exceeded,
+                "interval": _ends(check.interval),
                 "settled": check.settled,
                 "change": None if check.change is None else _plain(check.change),
             }
@@ -185,9 +191,23 @@ def _outcome(check: Check) -> str:
     return ("EXCEEDED" if check.exceeded else "holds") + unsettled
 
 
+def _value(check: Check) -> str:
+    """Return the value of a check, with its interval if the threshold limits the value itself."""
+    value = _with_unit(check.threshold.metric, check.value)
+    ends = _own_interval(check)
+    if ends is None:
+        return value
+    return f"{value} [{' to '.join(_with_unit(check.threshold.metric, end) for end in ends)}]"
+
+
+def _own_interval(check: Check) -> Interval | None:
+    """Return the interval of a value; None where the threshold limits a change."""
+    return check.interval if check.threshold.kind == "value" else None
+
+
 def _found(check: Check) -> str:
     """Return the numbers of a check in words."""
-    value = _with_unit(check.threshold.metric, check.value)
+    value = _value(check)
     if check.change is None:
         return f"it is {value}"
     base, moved, ends = _cells(check.change, check)

@@ -6,13 +6,13 @@ directory holds none of them, so they are read as they are now; what cannot be r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim import __version__
 from moesim.errors import MoesimError, first_line
-from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
+from moesim.report.marks import routing_mark, routing_sentence
 from moesim.report.metrics import number
 from moesim.report.page.parts import DataCell, DataTable, Paragraph
 from moesim.report.runs import Run
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "WORDS", "assumptions", "notes", "unwarned", "warnings"]
 
 WORDS: Final = (
-    "TTFT: from the arrival of a request to its first token. TPOT: mean time per output token "
-    "after the first. ITL: each gap between two tokens. E2E: from arrival to the last token. "
-    "p95: 95 % of requests take at most this. MIN: the eviction that knows the future and misses "
-    "least, which is a bound. Slot: place for one expert in GPU memory."
+    "TTFT: from the arrival of a request to its first token. Its parts: queued until the first "
+    "step that serves the request, and served from there on; their percentiles do not add up. "
+    "TPOT: mean time per output token after the first. ITL: each gap between two tokens. E2E: from "
+    "arrival to the last token. p95: 95 % of requests take at most this. MIN: the eviction that "
+    "knows the future and misses least, which is a bound. Slot: place for one expert in GPU memory."
 )
 """What the abbreviations of a page mean, for a reader who was sent only the page."""
 
 KINDS: Final = (
     "Measured: timed on the machine itself. Fitted: chosen so that simulations match published "
     "throughputs. Assumed: from a datasheet, by reasoning, or set by the scenario. Recorded: a "
-    "model's own routing. Simulated: computed by this run from all of these. Every time, rate and "
-    "share of this page is simulated."
+    "model's own routing. Synthetic: routing that no model made. Simulated: computed by this run "
+    "from all of these. Every time, rate and share of this page is simulated."
 )
+UNREAD: Final = "cannot be read now"
 FEW: Final = 100
 """Below this number of requests, p99 lies between the two slowest of them."""
 
@@ -51,12 +53,7 @@ class _Figure:
 
 def assumptions(run: Run) -> list[DataTable | Paragraph]:
     """Return the table of a run's figures, and what could not be read."""
-    figures, unread = [], []
-    for reader in (_trace, _sizes, _hardware, _engine):
-        try:
-            figures += list(reader(run))
-        except (MoesimError, OSError) as error:
-            unread.append(first_line(error))
+    figures, unread = _figures(run)
     figures.append(_Figure("results", "all times, rates and shares", "this page", "simulated",
                            "moesim, from the figures above"))  # fmt: skip
     rows = [
@@ -69,6 +66,23 @@ def assumptions(run: Run) -> list[DataTable | Paragraph]:
     texts = [KINDS, *_older(run)]
     texts += [f"The sources of some figures cannot be read: {'; '.join(unread)}"] if unread else []
     return [*map(Paragraph, texts), table]
+
+
+def _figures(run: Run) -> tuple[list[_Figure], list[str]]:
+    """Return the figures that can be read, and why others cannot, each reason once."""
+    figures: list[_Figure] = []
+    unread: dict[str, None] = {}
+    try:
+        scenario = _scenario(run)
+    except (MoesimError, OSError) as error:
+        return [_routing(run, run.trace, UNREAD)], [first_line(error)]
+    for reader in (_trace, _sizes, _hardware, _engine):
+        try:
+            for figure in reader(run, scenario):  # one by one: those before an error stay
+                figures.append(figure)
+        except (MoesimError, OSError) as error:
+            unread[first_line(error)] = None
+    return figures, list(unread)
 
 
 def _older(run: Run) -> Iterator[str]:
@@ -85,19 +99,22 @@ def _scenario(run: Run) -> Scenario:
     return load_scenario(run.path / "scenario.yaml")
 
 
-def _trace(run: Run) -> Iterator[_Figure]:
-    kind = "synthetic" if routing_mark(run) == "synthetic routing" else "recorded"
-    name = f"routing of {run.text('trace')}"
+def _trace(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.trace.meta import read_header
 
     try:
-        header = read_header(_scenario(run).trace_path)
+        header = read_header(scenario.trace_path)
     except MoesimError:
-        yield _Figure("trace", name, run.trace, kind, "a trace that is no longer at its place")
+        yield _routing(run, run.trace, UNREAD)
         raise
     size = f"{header.num_requests:,} requests, {header.num_rows:,} rows"
     source = _provenance(header.meta.provenance) or "the header of the trace names none"
-    yield _Figure("trace", name, size, kind, source)
+    yield _routing(run, size, source)
+
+
+def _routing(run: Run, value: str, source: str) -> _Figure:
+    kind = "synthetic" if routing_mark(run) == "synthetic routing" else "recorded"
+    return _Figure("trace", f"routing of {run.text('trace')}", value, kind, source)
 
 
 def _provenance(told: dict[str, Any]) -> str:
@@ -107,10 +124,9 @@ def _provenance(told: dict[str, Any]) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _sizes(run: Run) -> Iterator[_Figure]:
+def _sizes(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.trace.meta import read_header
 
-    scenario = _scenario(run)
     own = scenario.model.shape == "trace"
     config = read_header(scenario.trace_path).meta.model_config if own else None
     shape = scenario.load_shape(config)
@@ -118,22 +134,22 @@ def _sizes(run: Run) -> Iterator[_Figure]:
     value = f"{run.text('num_layers')} MoE layers of {run.text('num_experts')} experts"
     yield _Figure("model", f"sizes of {shape.name}", value, "assumed", source)
     bits = f"experts {number(shape.expert_bits)}, other weights {number(shape.weight_bits)}"
-    format_ = run.summary.get("format")
-    basis = f"format {format_}: {run.text('format_basis')}" if format_ else "set by the scenario"
+    basis = "the scenario, or its default"
+    if format_ := run.summary.get("format"):
+        basis = f"format {format_}: {run.text('format_basis')}"
     yield _Figure("model", "bits of a weight", bits, "assumed", basis)
 
 
-def _hardware(run: Run) -> Iterator[_Figure]:
+def _hardware(_run: Run, scenario: Scenario) -> Iterator[_Figure]:
     from moesim.hardware.overrides import spelled_figure
 
-    machine = _scenario(run).load_hardware()
+    machine = scenario.load_hardware()
     for key, figure in machine.figures.items():
         value = spelled_figure(key, figure.value)
         yield _Figure("machine", key, value, figure.kind, figure.source)
 
 
-def _engine(run: Run) -> Iterator[_Figure]:
-    scenario = _scenario(run)
+def _engine(run: Run, scenario: Scenario) -> Iterator[_Figure]:
     engine = scenario.load_engine()
     if not engine.figures:
         yield _Figure("engine", engine.name, run.engine, "assumed", "no engine: host time is zero")
@@ -141,44 +157,46 @@ def _engine(run: Run) -> Iterator[_Figure]:
         yield _Figure("engine", key, str(origin.value), origin.kind, origin.source)
 
 
-def warnings(run: Run) -> list[str]:
-    """Return what makes the numbers of a run less than they seem."""
-    found = [routing_sentence(run), foresight_sentence(run)]
-    if run.text("cost_kind") == "assumed":
-        found.append(
-            "Costs are assumed, not measured: the error of these times is not known. `moesim "
-            "calibrate` measures the costs of a machine."
-        )
-    if run.text("engine_kind") == "ideal":
-        found.append(f"The engine is {run.engine}.")
-    if run.limited_by_arrivals:
-        found.append(
-            f"Arrivals limit throughput: for {run.idle_share:.0%} of the time there was no request."
-        )
-    found.append(_few(run))
-    if run.value("tiled_share") > 0:
-        found.append(
-            f"The trace is short: {run.value('tiled_share'):.1%} of the rows are borrowed from "
-            "other sequences of the trace."
-        )
-    if run.windowed:
-        found.append(
-            "Numbers are of a window; bounds, the verdict and tables are of the whole run."
-        )
-    return [each for each in found if each]
+def warnings(runs: Sequence[Run]) -> list[str]:
+    """Return what makes the numbers of runs less than they seem.
+
+    What holds for a part of the runs says for how many. Where a number differs between them, the
+    least and the most are named. Marks and their sentences are not among these warnings.
+    """
+    idle = [run for run in runs if run.limited_by_arrivals]
+    few = [run for run in runs if 2 <= _counted(run) < FEW]
+    tiled = [run for run in runs if run.value("tiled_share") > 0]
+    ideal = [run for run in runs if run.text("engine_kind") == "ideal"]
+    found = [
+        ([run for run in runs if run.text("cost_kind") == "assumed"],
+         "Costs are assumed, not measured: the error of these times is not known. `moesim "
+         "calibrate` measures the costs of a machine."),
+        *(([run for run in ideal if run.engine == engine], f"The engine is {engine}.")
+          for engine in dict.fromkeys(run.engine for run in ideal)),
+        (idle, f"Arrivals limit throughput: for {_ends((run.idle_share for run in idle), '.0%')} "
+         "of the time there was no request."),
+        ([run for run in runs if _counted(run) < 2],
+         "At most one request is counted, so all its percentiles are the same number."),
+        (few, f"Only {_ends(map(_counted, few), '.0f')} requests are counted: p99 lies between the "
+         "two slowest, and the tail of the distribution is not known."),
+        (tiled, f"The trace is short: {_ends((run.value('tiled_share') for run in tiled), '.1%')} "
+         "of the rows are borrowed from other sequences of the trace."),
+        ([run for run in runs if run.windowed],
+         "Numbers are of a window; bounds, the verdict and tables are of the whole run."),
+    ]  # fmt: skip
+    return [text if len(of) == len(runs) else f"{text} ({len(of)} of {len(runs)} runs)"
+            for of, text in found if of]  # fmt: skip
 
 
-def _few(run: Run) -> str:
-    """Return that percentiles rest on few requests; "" where they do not."""
-    counted = run.value("window_requests" if run.windowed else "finished")
-    if not counted < FEW:
-        return ""
-    if counted < 2:
-        return "At most one request is counted, so all its percentiles are the same number."
-    return (
-        f"Only {counted:.0f} requests are counted: p99 lies between the two slowest, and the tail "
-        "of the distribution is not known."
-    )
+def _counted(run: Run) -> float:
+    """Return how many requests the latencies of a summary are of."""
+    return run.value("window_requests" if run.windowed else "finished")
+
+
+def _ends(values: Iterable[float], form: str) -> str:
+    """Return the least and the most of some numbers as text, or the one text of both."""
+    ordered = sorted(values)
+    return " to ".join(dict.fromkeys(format(end, form) for end in (*ordered[:1], *ordered[-1:])))
 
 
 def unwarned(told: Sequence[str], warning: str | None) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
-from moesim.report.comparison import Comparison
-from moesim.report.marks import foresight_sentence, routing_sentence, shared_sentence
+from moesim.report.comparison import ARRIVALS_LIMIT, Comparison
+from moesim.report.marks import shared_sentence
 from moesim.report.page.assumptions import WORDS, assumptions, unwarned, warnings
 from moesim.report.page.comparison_tables import leaders, points_table, runs_table, varied_table
 from moesim.report.page.differences import differences
@@ -25,29 +23,20 @@ def comparison_page(comparison: Comparison, command: str) -> Page:
     names = list(dict.fromkeys(run.text("name") for run in comparison.runs))
     told = [note for note in comparison.notes if note.startswith(_WARNING)]
     shared = shared_sentence(comparison.runs)
-    notes = unwarned([note for note in comparison.notes if note not in told], shared)
+    # A warning has the share of the time, too.
+    notes = [note for note in comparison.notes if note not in told]
+    notes = [note for note in notes if not note.startswith(ARRIVALS_LIMIT)]
     sentences = [shared, *(note.removeprefix(_WARNING) for note in told)]
-    sentences += _warnings(comparison)
+    sentences += warnings(comparison.runs)
     return Page(
         names[0] if len(names) == 1 else "Comparison",
         comparison.mark(),
         _lead(comparison),
         leaders(comparison),
         [sentence for sentence in sentences if sentence],
-        notes,
+        unwarned(notes, shared),
         _sections(comparison, command),
     )
-
-
-def _warnings(comparison: Comparison) -> list[str]:
-    """Return each warning of the runs once; rows and titles have the marks already."""
-    runs = comparison.runs
-    marks = {
-        sentence for run in runs for sentence in (routing_sentence(run), foresight_sentence(run))
-    }
-    counts = Counter(text for run in runs for text in warnings(run) if text not in marks)
-    return [text if count == len(runs) else f"{text} ({count} of {len(runs)} runs)"
-            for text, count in counts.items()]  # fmt: skip
 
 
 def _lead(comparison: Comparison) -> str:
@@ -58,8 +47,10 @@ def _lead(comparison: Comparison) -> str:
 
 
 def _sections(comparison: Comparison, command: str) -> list[Section]:
-    plain = legend(comparison).replace("**bold**", "marked ▲").replace("_italics_", "marked ▼")
-    about = plain.replace("\\[", "[").replace("in marked", "marked")
+    column = "a column in a setting" if len(comparison.settings) > 1 else "a column"
+    marks = {"best": "marked ▲", "worst": "marked ▼"}
+    about = legend(comparison, **marks, column=column, baseline="the baseline that you choose")
+    about = about.replace("\\[", "[")
     points: list[Block] = [points_table(comparison), Paragraph(WORDS), Paragraph(about)]
     setting: list[Block] = [Paragraph(comparison.caption(hits=True)), varied_table(comparison)]
     again: list[Block] = [Paragraph("This page:"), Code(command), _RUNS]

@@ -11,6 +11,7 @@ from moesim.report.limits import HIT_LIMITS, MIN_BOUND, limit
 from moesim.report.metrics import SAVED, SPEEDS, Metric
 from moesim.report.page.parts import DataCell, DataTable, number_cell
 from moesim.report.runs import Run
+from moesim.report.summary import limited_by
 from moesim.report.tables import BOUND, means_table
 from moesim.report.tabular import Cell, Table
 
@@ -71,12 +72,11 @@ def runs_table(comparison: Comparison) -> DataTable:
 
 def _run_cells(run: Run, number: int, point: DataCell) -> list[DataCell]:
     seed = run.seed
-    verdict = run.summary.get("verdict")
     return [
         DataCell(str(number), number),
         point,
         DataCell("none" if seed is None else str(seed), seed),
-        DataCell("not computed" if verdict is None else str(verdict), None, "text"),
+        DataCell(limited_by(run) or "not computed", None, "text"),
         DataCell(str(run.manifest.get("fingerprint", ""))[:10], None, "text"),
         DataCell(str(run.path), None, "text"),
     ]
@@ -109,7 +109,11 @@ def leaders(comparison: Comparison) -> list[str]:
             continue
         best = Counter(label for table in printed for label in _best(table, metric))
         told.append(f"best {metric.label}: {_counted(comparison, best)}")
-    if not comparison.has_intervals:
+    if comparison.equal_seeds:
+        told.append(
+            "seeds have no effect, so no intervals: another workload may give another order"
+        )
+    elif not comparison.has_intervals:
         told.append("one seed a point, so no intervals: another seed may give another order")
     return told
 

@@ -22,6 +22,7 @@ VERDICTS: Final = {
     "worse": (ORANGE, "triangle-down"),
     "interval includes zero": (GREY, "circle"),
     "one seed, no interval": (GREY, "square"),
+    "seeds without effect, no interval": (GREY, "square"),
     "difference without a better side": (GREY, "stroke"),
     "bound, not a policy": (BLACK, "diamond"),
 }
@@ -86,7 +87,7 @@ def differences(comparison: Comparison) -> Plot | None:
         "Intervals of the difference of each variant to the baseline; zero is the baseline.",
         f"Differences seed by seed, with 95 % t-intervals: {'relative for all but shares. '}"
         "A difference is better or worse only where its interval excludes zero."
-        f"{' One seed gives no interval.' if not comparison.has_intervals else ''}"
+        f"{_without_intervals(comparison)}"
         f"{f' {left_out} variants are left out as baselines.' if left_out else ''}",
         framed(alt.layer(zero, intervals, points)),
         ("setting", "baseline", "metric", "variant", "mean", "low", "high", "n", "verdict", "text"),
@@ -94,6 +95,13 @@ def differences(comparison: Comparison) -> Plot | None:
         {"variant": "variant", "text": "difference", "n": "pairs of seeds", "verdict": "reads as"},
         choices, names(labels), ("variant", 26),
     )  # fmt: skip
+
+
+def _without_intervals(comparison: Comparison) -> str:
+    if comparison.has_intervals:
+        return ""
+    several = "Seeds without effect give no interval."
+    return f" {several if comparison.equal_seeds else 'One seed gives no interval.'}"
 
 
 def _baselines(comparison: Comparison) -> list[str]:
@@ -119,7 +127,7 @@ def _without_better(row: Row, base: Row, change: Estimate) -> str:
     if row.knows_the_future or base.knows_the_future:
         return "bound, not a policy"
     if change.half is None:
-        return "one seed, no interval"
+        return "one seed, no interval" if change.n == 1 else "seeds without effect, no interval"
     if abs(change.mean) <= change.half:
         return "interval includes zero"
     return "difference without a better side"

@@ -10,7 +10,14 @@ from moesim.report.marks import FORESEES
 from moesim.report.metrics import E2E, THROUGHPUT, TPOT, TTFT
 from moesim.report.page.charts import EDGE, colors, data, framed, names
 from moesim.report.page.parts import Plot
-from moesim.report.page.variants import EVERY, MOST_COLORS, by_variant, choice, setting_name
+from moesim.report.page.variants import (
+    EVERY,
+    MOST_COLORS,
+    by_variant,
+    choice,
+    inside_by_variant,
+    setting_name,
+)
 
 __all__ = ["fronts"]
 
@@ -50,10 +57,10 @@ def fronts(comparison: Comparison) -> Plot | None:
         alt.X("x:Q", title="{across}: less is better", scale=alt.Scale(zero=False)),
         alt.Y("y:Q", title=f"{rate.title}: more is better", scale=alt.Scale(zero=False)),
     )
-    color = by_variant(variants)
     states = list(STATES)
-    points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        color,
+    points = base.mark_point(size=90, opacity=1, strokeWidth=2).encode(
+        by_variant(variants),
+        inside_by_variant(variants),
         alt.Shape("state:N", scale=colors(states, list(STATES.values())),
                   legend=alt.Legend(orient="bottom")),
         tooltip=[
@@ -76,7 +83,8 @@ def fronts(comparison: Comparison) -> Plot | None:
         "where the setting is yours to choose, like the size of a batch.",
         framed(alt.layer(front, points), 380),
         ("across", "where", "variant", "setting", "x", "y", "state"), rows,
-        {"variant": "variant", "setting": "setting", "x": "across", "y": rate.title, "state": "is"},
+        {"variant": "variant", "setting": "setting", "x": "against", "y": rate.title,
+         "state": "is"},
         (*choice("across", "Against", list(across)),
          *choice("where", "Setting", list(_groups(comparison)))),
         names(variants) if len(variants) <= MOST_COLORS else names(states),

@@ -26,10 +26,10 @@ def latencies(run: Run) -> Iterator[Plot]:
     samples = latencies_ns(run)
     yield from _distribution(
         "ttft", "Time to first token",
-        "queueing + service: queueing lasts from arrival to the first step, service from there to "
+        "queued and served: a request is queued until its first step, and served from there to "
         "the first token",
-        {"time to first token": samples["ttft"], "queueing": samples["ttft_queue"],
-         "service": samples["ttft_service"]}, (BLUE, ORANGE, GREEN),
+        {"time to first token": samples["ttft"], "queued": samples["ttft_queue"],
+         "served": samples["ttft_service"]}, (BLUE, ORANGE, GREEN),
     )  # fmt: skip
     yield from _distribution(
         "tpot", "Time between tokens",

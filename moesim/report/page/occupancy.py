@@ -56,7 +56,8 @@ def occupancy(run: Run) -> Iterator[Plot]:
 
 
 _BATCH: Final = (
-    "Requests that a step serves, and requests that have arrived and wait for their first step."
+    "Requests that a step serves, and requests that wait when it starts: they have arrived, and no "
+    "step has served them."
 )
 
 

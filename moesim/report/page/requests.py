@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from moesim.report.distribution import in_window, latency_scale
@@ -24,7 +25,7 @@ MOST_REQUESTS: Final = 1000
 SLOWEST: Final = 5
 MARKS: Final = 200
 """The most marks of one kind in a timeline."""
-PHASES: Final = {"queueing": ORANGE, "prefill": GREEN, "decode": BLUE}
+PHASES: Final = {"queued": ORANGE, "prefill": GREEN, "decode": BLUE}
 _COLUMNS: Final = (
     "request", "domain", "status", "arrival_ns", "scheduled_ns", "first_token_ns", "finish_ns",
     "prompt_tokens", "output_tokens", "preemptions",
@@ -45,7 +46,7 @@ def request_table(run: Run) -> DataTable:
 
 _HEADERS: Final = (
     "request", "domain", "status", "prompt tokens", "output tokens", "arrival (s)",
-    "queueing (ms)", "service to first token (ms)", "TTFT (ms)", "mean gap (ms)", "E2E (ms)",
+    "queued (ms)", "served to first token (ms)", "TTFT (ms)", "mean gap (ms)", "E2E (ms)",
     "preemptions",
 )  # fmt: skip
 
@@ -147,7 +148,7 @@ def _timeline(table: dict[str, Any], place: int, steps: dict[str, Any], rank: in
     together = f", {per_mark} steps in each mark" if per_mark > 1 else ""
     return Plot(
         f"plot-request-{request}", title,
-        f"Timeline of request {request}: queueing {queued:.4g} ms, first token after "
+        f"Timeline of request {request}: queued {queued:.4g} ms, first token after "
         f"{until_first:.4g} ms, last token after {whole:.4g} ms.",
         f"Domain {table['domain'][place]}; {table['prompt_tokens'][place]} prompt tokens and "
         f"{table['output_tokens'][place]} output tokens; {table['preemptions'][place]} "
@@ -160,6 +161,7 @@ def _timeline(table: dict[str, Any], place: int, steps: dict[str, Any], rank: in
     )  # fmt: skip
 
 
+@cache  # requests that last about as long share it; to check it against the schema is slow
 def _timeline_spec(unit: str) -> dict[str, Any]:
     import altair as alt
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from moesim.inputs import read_bytes
-from moesim.report.marks import routing_mark
+from moesim.report.marks import foresight_sentence, routing_mark, routing_sentence
 from moesim.report.metrics import HITS, LATE_HITS, MISSES, costs, error_bar, number
 from moesim.report.page.assumptions import WORDS, assumptions, notes, warnings
 from moesim.report.page.latency_plots import latencies, over_time
@@ -29,13 +29,11 @@ from moesim.report.page.parts import (
 from moesim.report.page.requests import layer_table, request_table, slowest
 from moesim.report.page.what_if_panel import what_if_panel
 from moesim.report.runs import Run
-from moesim.report.summary import summary_tables
+from moesim.report.summary import limited_by, summary_tables
 from moesim.report.tabular import Table
 from moesim.results.what_if import WhatIfs
 
 __all__ = ["run_page"]
-
-NAMED: Final = {"cpu": "the CPU", "compute": "computing"}
 
 
 def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
@@ -62,9 +60,9 @@ def run_page(run: Run, command: str, what_if: WhatIfs | None) -> Page:
         Section("again", "Run it again", _again(run, command)),
     ]
     lead, reasons = _verdict(run)
-    return Page(
-        run.text("name"), routing_mark(run), lead, reasons, warnings(run), notes(run), sections
-    )
+    marks = filter(None, (routing_sentence(run), foresight_sentence(run)))
+    known = [*marks, *warnings([run])]
+    return Page(run.text("name"), routing_mark(run), lead, reasons, known, notes(run), sections)
 
 
 _NONE: Final = "No request finished."
@@ -76,14 +74,12 @@ def _shown(name: str, tables: Sequence[Table]) -> list[Block]:
 
 def _verdict(run: Run) -> tuple[str, list[str]]:
     """Return what limits a run, and the reasons one by one."""
-    word = run.summary.get("verdict")
     basis = "; ".join(filter(None, (costs(run), error_bar(run))))
-    if word is None:
+    if not limited_by(run):
         return "No verdict: the run computed no bounds.", [basis]
-    lead = f"Limited by {NAMED.get(str(word), f'the {word}')}".replace("_", " ")
     reason = run.summary.get("verdict_reason")
     reasons = str(reason).split("; ") if reason else []
-    return f"{lead}.", [*reasons, basis]
+    return f"Limited by {limited_by(run)}.", [*reasons, basis]
 
 
 def _key_facts(run: Run) -> Facts:
@@ -91,8 +87,8 @@ def _key_facts(run: Run) -> Facts:
     every = (
         ("decode speed of one user (mean)", run.value("decode_mean_tokens_per_s"), " tokens/s"),
         ("TTFT p95", run.value("ttft_p95_ms"), " ms"),
-        ("of it queueing (p95)", run.value("ttft_queue_p95_ms"), " ms"),
-        ("of it service (p95)", run.value("ttft_service_p95_ms"), " ms"),
+        ("queued p95", run.value("ttft_queue_p95_ms"), " ms"),
+        ("served p95", run.value("ttft_service_p95_ms"), " ms"),
         ("output of all users", run.value("output_tokens_per_s"), " tokens/s"),
         ("TPOT mean", run.value("tpot_mean_ms"), " ms"),
         ("hits in time", HITS.of(run), " %"),

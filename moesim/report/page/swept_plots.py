@@ -7,7 +7,7 @@ from moesim.report.lane_names import causes_of
 from moesim.report.page.charts import EDGE, colors, data, framed, gpu_parts, names
 from moesim.report.page.parts import Plot
 from moesim.report.page.variants import MOST_COLORS, choice, setting_name, variant_colors
-from moesim.report.swept import lines_of, swept_number
+from moesim.report.swept import line_label, lines_of, swept_number
 
 __all__ = ["lines", "stalls"]
 
@@ -84,7 +84,7 @@ def _by_number(comparison: Comparison) -> tuple[str, Series] | None:
     if swept is None:
         return None
     found = lines_of(comparison, swept)
-    return swept.label, [(setting_name(facet), line or "all runs", points)
+    return swept.label, [(setting_name(facet), line_label(line or "all runs", points), points)
                          for (facet, line), points in found.items()]  # fmt: skip
 
 

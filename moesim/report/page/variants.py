@@ -10,7 +10,7 @@ from moesim.report.marks import FORESEES
 from moesim.report.metrics import Metric
 from moesim.report.page.charts import colors
 from moesim.report.page.parts import Choice
-from moesim.report.style import BLUE, styles_of
+from moesim.report.style import BLUE, Style, styles_of
 
 __all__ = [
     "EVERY",
@@ -18,6 +18,7 @@ __all__ = [
     "by_variant",
     "choice",
     "defined_metrics",
+    "inside_by_variant",
     "setting_name",
     "variant_colors",
 ]
@@ -51,8 +52,22 @@ def by_variant(variants: Sequence[str]) -> Any:
     return alt.Color("variant:N", scale=colors(variants, variant_colors(variants)))
 
 
+def inside_by_variant(variants: Sequence[str]) -> Any:
+    """Return the colour inside the points of each variant: variants of one colour differ in it."""
+    import altair as alt
+
+    if len(variants) > MOST_COLORS:
+        return alt.FillValue(BLUE)
+    inside = [look.color if look.filled else "transparent" for look in _looks(variants)]
+    return alt.Fill("variant:N", scale=colors(variants, inside))
+
+
 def variant_colors(labels: Sequence[str]) -> list[str]:
     """Return the colours of variants, which a mark behind the name does not change."""
+    return [look.color for look in _looks(labels)]
+
+
+def _looks(labels: Sequence[str]) -> list[Style]:
     variants = [label.removesuffix(f" [{FORESEES}]") for label in labels]
     by_variant = styles_of(variants)
-    return [by_variant[variant].color for variant in variants]
+    return [by_variant[variant] for variant in variants]

@@ -162,6 +162,7 @@ def counter_events(run: Run) -> Iterator[Event]:
     """Yield counters of the whole run: requests that wait, and facts of each step."""
     yield from _process(_COUNTERS, "whole run")
     yield from _queue(run)
+    yield from _residents(run)
     table = _numbers(run, "steps", _STEP_COLUMNS)
     starts = table["start_ns"]
     if not len(starts):
@@ -170,13 +171,12 @@ def counter_events(run: Run) -> Iterator[Event]:
     accesses = np.maximum(1, table["hits"] + table["late_hits"] + table["misses"])
     series = {
         "KV blocks": table["kv_blocks"],
-        **_residents(run),
         "requests in the batch": table["sequences"],
         "prefill tokens": table["prefill_tokens"],
         "hits (% of accesses)": np.round(100 * table["hits"] / accesses, 1),
         "stalled (% of the step)": np.round(100 * table["stall_ns"] / duration, 1),
     }
-    # A counter is 0 where no step is in progress: behind the last step, and in gaps.
+    # Each is 0 where no step is in progress: behind the last step, and in gaps.
     ends = starts + duration
     gaps = np.flatnonzero(np.append(starts[1:], FAR) > ends)
     times = np.insert(starts, gaps + 1, ends[gaps])
@@ -184,11 +184,13 @@ def counter_events(run: Run) -> Iterator[Event]:
         yield from _counter(name, times, np.insert(values, gaps + 1, 0))
 
 
-def _residents(run: Run) -> dict[str, NDArray[np.int64]]:
-    """Return the counter of experts in GPU memory; none for a run of an older moesim."""
+def _residents(run: Run) -> Iterator[Event]:
+    """Yield the experts in GPU memory, from the end of each step on; nothing for older runs."""
     if "residents" not in run.arrow("steps").column_names:
-        return {}
-    return {"experts with a slot": _numbers(run, "steps", ["residents"])["residents"]}
+        return
+    # They stay while no step is in progress, unlike what belongs to the requests of a step.
+    table = _numbers(run, "steps", ["finish_ns", "residents"])
+    yield from _counter("experts with a slot", table["finish_ns"], table["residents"])
 
 
 def _queue(run: Run) -> Iterator[Event]:
