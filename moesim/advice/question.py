@@ -351,11 +351,11 @@ class Question:
     def _contexts(self) -> Iterator[str]:
         longest = self.model.longest
         if longest is None:
-            yield f"the model takes contexts of {self.context} tokens"
+            yield f"the model takes contexts of {self.context:,} tokens"
         elif longest < self.context:
             yield (
-                f"RoPE scaling extends contexts to {self.context} tokens: the model was made for "
-                f"{longest}, and answers may get worse"
+                f"RoPE scaling extends contexts to {self.context:,} tokens: the model was made for "
+                f"{longest:,}, and answers may get worse"
             )
 
     @property
