@@ -139,10 +139,11 @@ def report(
 
 def _write_perfetto(runs: Sequence[Run], file: Path, *, as_json: bool) -> None:
     """Write the timeline of one run. Raise UsageError for several runs."""
-    from moesim.report.perfetto import write_perfetto
+    from moesim.report.perfetto import check_timeline, write_perfetto
 
     if len(runs) != 1:
         raise UsageError(f"--perfetto is about one run, and {len(runs)} are named")
+    check_timeline(file)
     written = write_perfetto(runs[0], file)
     if as_json:
         echo_json({"out": str(file), "works": written.works, "lanes": written.steps})
