@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from moesim.cli.command_line import full_command_line
 from moesim.cli.extra import ThreadsOption, start_torch
 
-__all__ = ["register", "spell"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -110,7 +110,7 @@ def record(
         )
         typer.echo("\n".join(plan.lines()))
         return
-    command = spell(
+    command = full_command_line(
         ["record"],
         {
             "model": model,
@@ -179,22 +179,3 @@ def _note_missing_shape(config: dict[str, Any] | None) -> None:
             f"note: a run of this trace needs `model`, a shipped model or a path, because {error}",
             err=True,
         )
-
-
-def spell(words: list[str], options: dict[str, object]) -> str:
-    """Return the command line that repeats this command, for provenance.
-
-    An absolute path is cut to its last part. Options that are None or False are left out. An option
-    with a list is repeated.
-    """
-    spelled = ["moesim", *words]
-    for name, value in options.items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is None or item is False:
-                continue
-            spelled.append(f"--{name}")
-            if item is not True:
-                text = str(item)
-                # Provenance is published with a trace: it must not show folders of this machine.
-                spelled.append(Path(text).name if Path(text).is_absolute() else text)
-    return shlex.join(spelled)
