@@ -68,12 +68,10 @@ def whole_folder(
         OutputError: `path` cannot be written or replaced, or another process is writing it.
     """
     path = Path(path)
-    with output_errors(path):
-        if path.exists():
-            may_replace(path, force, ours)
-        with _partial(path) as partial:
-            yield partial
-            _publish(partial, path, force=force)
+    may_replace(path, force, ours)
+    with output_errors(path), _partial(path) as partial:
+        yield partial
+        _publish(partial, path, force=force)
 
 
 @contextmanager
@@ -121,17 +119,22 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
-    """Raise `OutputError` where `whole_folder` would not replace the existing `path`."""
-    if not force:
-        raise OutputError(path, "already exists; choose another name or pass --force")
-    if not path.is_dir():
-        raise OutputError(path, "is a file; only a folder is replaced")
-    if ours is not None:
+    """Raise `OutputError` where `whole_folder` would not replace `path`, if that exists.
+
+    Called by itself, it refuses an output before long work.
+    """
+    with output_errors(path):
+        if not path.exists():
+            return
+        if not force:
+            raise OutputError(path, "already exists; choose another name or pass --force")
+        if not path.is_dir():
+            raise OutputError(path, "is a file; only a folder is replaced")
         inside = {entry.name for entry in path.iterdir()}
-        if inside and inside.isdisjoint(ours):
-            raise OutputError(
-                path, f"is replaced only where it holds {' or '.join(ours)}; choose another name"
-            )
+    if ours is not None and inside and inside.isdisjoint(ours):
+        raise OutputError(
+            path, f"is replaced only where it holds {' or '.join(ours)}; choose another name"
+        )
 
 
 def check_may_write(

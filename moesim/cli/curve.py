@@ -111,7 +111,7 @@ def curve(
         from moesim.report.curve import FILES, write_curve
         from moesim.report.curve_points import Resampling
         from moesim.simulate.curve_report import CurveOptions, curve_report
-    if out is not None and out.exists():  # before the replay, which may be long
+    if out is not None:  # before the replay, which may be long
         may_replace(out, force, FILES)
     capacities = None if capacity is None else _numbers(capacity)
     asked = CurveOptions(

@@ -68,14 +68,13 @@ def train(
     """
     from moesim.cli.command_line import full_command_line
     from moesim.cli.progress import progress
-    from moesim.errors import OutputError
+    from moesim.files import may_replace
     from moesim.progress import counter
     from moesim.record.extra import require_torch
 
     # Without the packages, no other mistake matters; torch itself takes seconds to import.
     require_torch("training a model")
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(out, force, None)
     start_torch("training a model", threads)
     from moesim.training import train as train_model
 

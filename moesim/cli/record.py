@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,17 +78,17 @@ def record(
     The last line printed is the trace's folder.
     """
     from moesim.cli.progress import progress
-    from moesim.errors import OutputError
+    from moesim.files import may_replace
     from moesim.progress import counter
     from moesim.record.extra import require_torch
     from moesim.record.prompts import read_prompts
+    from moesim.trace.meta import HEADER
 
     # Cheap mistakes first: importing torch and loading a model take long. Without the packages,
     # no other mistake matters.
     require_torch("recording a model")
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(out, force, (HEADER,))
     start_torch("recording a model", threads)
     from moesim.record import load_model
     from moesim.record import record as record_model
