@@ -11,16 +11,21 @@ import json
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from moesim.errors import OutputError, UsageError, shown
 from moesim.inputs import check_regular, open_regular
 from moesim.locks import abandoned, exclusive
 
-_OLD = ".old"  # ending of a folder that is being replaced, until its successor has its name
+PAGE: Final = ("a page", (".html", ".htm"), b'<meta name="generator" content="moesim ')
+"""What `check_may_write` asks of a page of moesim."""
+
+_HEAD_BYTES: Final = 4096
+_OLD: Final = ".old"  # ending of a folder that is being replaced, until its successor has its name
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -63,12 +68,10 @@ def whole_folder(
         OutputError: `path` cannot be written or replaced, or another process is writing it.
     """
     path = Path(path)
-    with output_errors(path):
-        if path.exists():
-            may_replace(path, force, ours)
-        with _partial(path) as partial:
-            yield partial
-            _publish(partial, path, force=force)
+    may_replace(path, force, ours)
+    with output_errors(path), _partial(path) as partial:
+        yield partial
+        _publish(partial, path, force=force)
 
 
 @contextmanager
@@ -116,17 +119,54 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def may_replace(path: Path, force: bool, ours: Collection[str] | None) -> None:
-    """Raise `OutputError` where `whole_folder` would not replace the existing `path`."""
-    if not force:
-        raise OutputError(path, "already exists; choose another name or pass --force")
-    if not path.is_dir():
-        raise OutputError(path, "is a file; only a folder is replaced")
-    if ours is not None:
+    """Raise `OutputError` where `whole_folder` would not replace `path`, if that exists.
+
+    Called by itself, it refuses an output before long work.
+    """
+    with output_errors(path):
+        if not path.exists():
+            return
+        if not force:
+            raise OutputError(path, "already exists; choose another name or pass --force")
+        if not path.is_dir():
+            raise OutputError(path, "is a file; only a folder is replaced")
         inside = {entry.name for entry in path.iterdir()}
-        if inside and inside.isdisjoint(ours):
-            raise OutputError(
-                path, f"is replaced only where it holds {' or '.join(ours)}; choose another name"
-            )
+    if ours is not None and inside and inside.isdisjoint(ours):
+        raise OutputError(
+            path, f"is replaced only where it holds {' or '.join(ours)}; choose another name"
+        )
+
+
+def check_may_write(
+    file: Path, option: str, what: str, endings: tuple[str, ...], mark: bytes
+) -> None:
+    """Raise an error, before any work, where `option` names a file that is not to be written.
+
+    What is made from finished results is replaced without asking, but no other file. `mark` is in
+    the first bytes of each file of this kind that moesim writes.
+
+    Raises:
+        UsageError: the name of `what` has none of these `endings`, or is that of a folder.
+        OutputError: the file exists, and moesim did not write it.
+    """
+    named = f"{option} {shown(str(file))}"
+    if not file.name.lower().endswith(endings):
+        raise UsageError(f"{named}: the name of {what} ends in {' or '.join(endings)}")
+    if file.is_dir():
+        raise UsageError(f"{named}: this is a folder; name a file in it")
+    with output_errors(file):
+        head = _head_of(file) if file.exists() else b""
+    if head and mark not in head:  # an empty file, as `mktemp` makes, may be written
+        raise OutputError(file, "exists, and moesim did not write it; choose another name")
+
+
+def _head_of(file: Path) -> bytes:
+    """Return the first bytes of a file, unpacked if gzip has packed them."""
+    with open_regular(file) as stream:
+        head = stream.read(_HEAD_BYTES)
+    with suppress(zlib.error):
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, _HEAD_BYTES) or head
+    return head
 
 
 def _publish(partial: Path, path: Path, *, force: bool) -> None:

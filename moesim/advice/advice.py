@@ -149,8 +149,7 @@ def advise(
 
     Where no choice fits the memory, experts are read from a disk. A choice that takes longer
     than another of its format that is as exact, or over a tenth longer than any, is left out,
-    unless `thorough`. `ubatches` are the physical
-    batches that are compared.
+    unless `thorough`. `ubatches` are the physical batches that are compared.
 
     Raises:
         UsageError: no choice fits the machine, or none can be priced.

@@ -7,12 +7,12 @@ that is missing or broken is no error: the machine then has no card that can be 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final
 
-__all__ = ["FoundCard", "cards_in", "found_cards", "nvml_cards"]
+__all__ = ["FoundCard", "cards_in", "found_cards", "nvml_cards", "output_of"]
 
 _MIB: Final = 2**20
 _TIMEOUT_S: Final = 10
@@ -42,7 +42,7 @@ def found_cards(
     except Exception as error:  # each release of the library has errors of its own
         cards, why = (), f"NVML: {_said(error)}"
     if not cards:
-        cards = cards_in(_query_smi() if query is None else query())
+        cards = cards_in(output_of(_SMI) if query is None else query())
     return cards, () if cards else (f"no NVIDIA card ({why})",)
 
 
@@ -97,9 +97,12 @@ def cards_in(table: str) -> tuple[FoundCard, ...]:
     return tuple(cards)
 
 
-def _query_smi() -> str:
+def output_of(command: Sequence[str]) -> str:
+    """Return what a tool of the system prints; "" if it fails or takes long."""
     try:
-        done = subprocess.run(_SMI, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""
     return done.stdout

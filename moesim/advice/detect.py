@@ -12,21 +12,19 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from moesim.advice.cards import FoundCard, found_cards
+from moesim.advice.cards import FoundCard, found_cards, output_of
 
 __all__ = ["Found", "Limits", "detect", "limits_in", "linux", "macos", "modules_in"]
 
 _KIB: Final = 1024
-_TOOL_TIMEOUT_S: Final = 5
 _UNLIMITED_BYTES: Final = 1 << 60  # control groups of version 1 write a number near 2^63
 _AMD: Final = "0x1002"
 _LEAST_CARD_BYTES: Final = 2 * 2**30  # less is the share of a GPU inside a processor
@@ -65,7 +63,7 @@ def detect() -> Found:
     if sys.platform.startswith("linux"):
         found = linux(Path("/"), os.sched_getaffinity(0))
     elif sys.platform == "darwin":
-        found = macos(_output(["sysctl", "-a"]))
+        found = macos(output_of(["sysctl", "-a"]))
     else:
         found = Found(cpu=_windows_cpu() or platform.processor(), cores=os.cpu_count() or 1)
     if not sys.platform.startswith("linux"):
@@ -266,17 +264,6 @@ def _with_psutil(found: Found, load: Callable[[str], Any] = import_module) -> Fo
         note = f"the size of memory cannot be read without psutil ({type(error).__name__})"
         return replace(found, notes=(*found.notes, note))
     return replace(found, cores=cores or found.cores, memory_bytes=total, free_bytes=free)
-
-
-def _output(command: Sequence[str]) -> str:
-    """Return what a tool of the system prints; "" if it fails."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_TOOL_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return ""
-    return done.stdout
 
 
 def _text(path: Path) -> str:

@@ -128,7 +128,8 @@ def _assumed(advice: Advice) -> Iterator[str]:
     yield from MEMORY_ASSUMED
     if question.machine.hardware.architecture == "apple":
         yield "macOS lets the GPU use 75% of the memory (iogpu.wired_limit_mb changes it)"
-    yield f"lengths of goal {question.goal}: {question.prompt} new tokens, {question.output} out"
+    lengths = f"{question.prompt:,} new tokens, {question.output:,} out"
+    yield f"lengths of goal {question.goal}: {lengths}"
     if question.load > 1:
         yield f"{question.load} sequences decode together, and a prompt waits for no other one"
     yield "bits of a weight stand for the quality of answers, which is not simulated"

@@ -19,6 +19,6 @@ def heading(question: Question) -> str:
     load = f", {question.load} at once" if question.load > 1 else ""
     return (
         f"{question.model.title} on {', '.join(parts)}\n"
-        f"goal {question.goal} ({goal.about}): prompts of {question.prompt} tokens, answers of "
-        f"{question.output}, a context of {question.context}{load}"
+        f"goal {question.goal} ({goal.about}): prompts of {question.prompt:,} tokens, answers of "
+        f"{question.output:,}, a context of {question.context:,}{load}"
     )

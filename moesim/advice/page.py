@@ -39,13 +39,12 @@ from moesim.advice.tables import (
 from moesim.advice.terms import Term
 from moesim.advice.upgrades import Cliff, Upgrade
 from moesim.errors import MoesimError, UsageError, shown
-from moesim.files import as_path, whole_file
+from moesim.files import PAGE, as_path, check_may_write, whole_file
 from moesim.measured.predict import Declined
 from moesim.report.tabular import Table
 
 __all__ = ["Shown", "check_page_path", "page_of", "shown_of", "write_page"]
 
-_ENDINGS: Final = (".html", ".htm")
 _SIGNS: Final = {"best": " ▲ recommended"}
 _RULE: Final = (
     "The browser computes these with formulas that were fitted to simulations on the machine that "
@@ -71,14 +70,16 @@ def shown_of(advice: Advice) -> Shown:
 
 
 def check_page_path(path: str) -> None:
-    """Raise UsageError for a path that a page is not written to, before the work begins."""
+    """Raise an error, before the work begins, for a path that a page is not written to.
+
+    Raises:
+        UsageError: the path is none for a page.
+        OutputError: the file exists, and moesim did not write it.
+    """
     file = as_path(path)
-    if file.suffix.lower() not in _ENDINGS:
-        raise UsageError(f"--html {shown(path)}: the name of a page ends in .html")
+    check_may_write(file, "--html", *PAGE)
     if not file.parent.is_dir():
         raise UsageError(f"--html {shown(path)}: there is no folder {shown(str(file.parent))}")
-    if file.is_dir():
-        raise UsageError(f"--html {shown(path)}: this is a folder; name a file in it")
 
 
 def write_page(path: str, advice: Advice, facts: Shown) -> None:
@@ -86,7 +87,7 @@ def write_page(path: str, advice: Advice, facts: Shown) -> None:
 
     Raises:
         UsageError: the path is none for a page.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is none of moesim's.
     """
     check_page_path(path)
     text = page_of(advice, facts)
@@ -114,6 +115,7 @@ def page_of(advice: Advice, facts: Shown) -> str:
         )
     return Template(_file("page.html")).substitute(
         _answer_parts(advice, facts),
+        version=__version__,
         style=style,
         style_hash=_hash(style),
         script_hash=_hash(script),

@@ -118,10 +118,10 @@ class Pricer:
 
         The time of a step changes evenly with its depth, so a step in the middle stands for all.
         """
-        return self._prompt(choice, choice.ubatch)
+        return self.prompt(choice, choice.ubatch)
 
-    def _prompt(self, choice: Choice, tokens: int) -> Answer:
-        """Return the tokens per second of a step of at most `tokens`, in the middle."""
+    def prompt(self, choice: Choice, tokens: int) -> Answer:
+        """Return the tokens per second of a step of at most `tokens`, in the middle of a prompt."""
         longest = max(1, self.question.context - self.question.output)
         prompt = min(longest, tokens)
         return self.answer(choice, PREFILL, (longest - prompt) // 2, prompt, 1)
@@ -140,7 +140,7 @@ class Pricer:
         if isinstance(prefill, Declined):
             return prefill
         # A batch that is not full copies and reads nearly as many weights as a full one.
-        usual = self._prompt(choice, question.prompt) if question.prompt < choice.ubatch else None
+        usual = self.prompt(choice, question.prompt) if question.prompt < choice.ubatch else None
         if isinstance(usual, Declined):
             return usual
         shape = question.model.stored(choice.format, choice.kv)

@@ -37,8 +37,8 @@ GoalName = Literal["chat", "agent", "batch", "rag"]
 KV_FORMATS: Final = ("f16", "q8_0")
 """Formats of the KV cache that are compared, the most exact first."""
 _MOST_TOKENS: Final = 1 << 24
-_MOST_TEXT: Final = 200
 _TEXTS: Final = ("gpu", "cpu", "ram", "pcie")
+_MOST_TEXT: Final = 200
 """Characters of the longest text of a part."""
 _TOKENS: Final = re.compile(r"(\d{1,9})\s*([kK]?)")
 _USUAL_CORES: Final = 6
@@ -351,11 +351,11 @@ class Question:
     def _contexts(self) -> Iterator[str]:
         longest = self.model.longest
         if longest is None:
-            yield f"the model takes contexts of {self.context} tokens"
+            yield f"the model takes contexts of {self.context:,} tokens"
         elif longest < self.context:
             yield (
-                f"RoPE scaling extends contexts to {self.context} tokens: the model was made for "
-                f"{longest}, and answers may get worse"
+                f"RoPE scaling extends contexts to {self.context:,} tokens: the model was made for "
+                f"{longest:,}, and answers may get worse"
             )
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from moesim.advice.choice import UBATCHES, Choice
-from moesim.advice.price import PREFILL, Pricer
+from moesim.advice.price import Pricer
 from moesim.advice.question import Question
 from moesim.errors import UsageError
 from moesim.hardware.overrides import faster_link
@@ -102,10 +102,7 @@ class Samples:
 
     def _prompt(self, form: str, kv: str, ubatch: int, tokens: int, setting: Setting) -> Answer:
         choice = self._choice(form, kv, ubatch, setting)
-        longest = max(1, round(setting["context"]) - self.question.output)
-        step = min(longest, tokens)
-        depth = (longest - step) // 2
-        return self._pricer(setting).answer(choice, PREFILL, depth, step, 1)
+        return self._pricer(setting).prompt(choice, tokens)
 
     def _choice(self, form: str, kv: str, ubatch: int, setting: Setting) -> Choice:
         layers = round(setting["n"])

@@ -10,7 +10,6 @@ from moesim.advice.cached import Cached
 from moesim.advice.choice import Choice, Memory
 from moesim.advice.flags import flags_of, left_out
 from moesim.advice.grounds import Grounds
-from moesim.advice.heading import heading
 from moesim.advice.price import Priced, Span
 from moesim.advice.terms import Term
 from moesim.advice.upgrades import MOST_CONTEXT, Cliff, Upgrade
@@ -25,7 +24,6 @@ __all__ = [
     "cliff_lines",
     "extras_as_plain",
     "front_table",
-    "heading",
     "memory_table",
     "recommendation",
     "terms_table",

@@ -62,7 +62,7 @@ def described(
         if card is not None:
             lines.append(f"{_said(card)} (--gpu replaces it)")
     elif card is None:
-        gpu_text = _own_gpu(found) or "none"
+        gpu_text = _unified(found.cpu) or "none"
         if gpu_text != "none":
             lines.append(f"the GPU is a part of {gpu_text}")
     else:
@@ -70,7 +70,7 @@ def described(
         copied_to = _has_link(gpu_text)
         if copied_to and not pcie:
             link, probes_card = _link(card), card.name
-        if not cpu and _is_unified(gpu_text) and not _named(found.cpu):
+        if not cpu and _unified(gpu_text) and not _named(found.cpu):
             cpu_text = ""  # its chip is the processor
     lines += found.notes
     parts = Parts(gpu_text, cpu_text, ram_text, link, figures)
@@ -168,21 +168,13 @@ def _link(card: FoundCard) -> str:
     return f"PCIe {card.generation}.0 x{lanes}"
 
 
-def _own_gpu(found: Found) -> str:
-    """Return the GPU inside the processor, if it has one that shares its memory; else ""."""
-    try:
-        card = gpu_named(found.cpu).card
-    except UsageError:
-        return ""
-    return card.name if card is not None and card.unified else ""
-
-
-def _is_unified(text: str) -> bool:
+def _unified(text: str) -> str:
+    """Return the name of the GPU that shares the memory of its processor; else ""."""
     try:
         card = gpu_named(text).card
     except UsageError:
-        return False
-    return card is not None and card.unified
+        return ""
+    return card.name if card is not None and card.unified else ""
 
 
 def _has_link(text: str) -> bool:

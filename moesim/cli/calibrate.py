@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moesim.cli.command_line import full_command_line
 from moesim.cli.complete import of_models
 from moesim.cli.options import JsonOption
 
@@ -71,9 +72,17 @@ def calibrate(
         raise UsageError(f"--budget: {error}") from None
     settings: dict[str, Any] = {"device": device, "budget_s": budget_s, "seed": seed}
     # The profile keeps this line as its provenance, so that the measurement can be repeated.
-    source = f"--scenario {scenario}" if scenario is not None else f"--model {model}"
-    command = f"moesim calibrate --device {device} {source} --budget {budget} --seed {seed}"
-    command += "" if bits is None else f" --bits {bits}"
+    command = full_command_line(
+        ["calibrate"],
+        {
+            "device": device,
+            "scenario": scenario,
+            "model": model,
+            "budget": budget,
+            "seed": seed,
+            "bits": bits,
+        },
+    )
     with progress() as show:
         settings |= {"progress": show, "command": command}
         if scenario:

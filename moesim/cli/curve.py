@@ -110,16 +110,16 @@ def curve(
         from moesim.files import may_replace, whole_folder
         from moesim.report.curve import FILES, write_curve
         from moesim.report.curve_points import Resampling
-        from moesim.simulate.curve_report import curve_report
-    if out is not None and out.exists():  # before the replay, which may be long
+        from moesim.simulate.curve_report import CurveOptions, curve_report
+    if out is not None:  # before the replay, which may be long
         may_replace(out, force, FILES)
+    capacities = None if capacity is None else _numbers(capacity)
+    asked = CurveOptions(
+        capacities, scope, batch, replay, admission, seed, model, expert_bytes, link
+    )
     resampling = Resampling(resamples, seed) if intervals or out is not None else None
     with progress() as show:
-        report = curve_report(
-            trace, policy, scope=scope, capacities=None if capacity is None else _numbers(capacity),
-            batch=batch, replay=replay, admission=admission, seed=seed, model=model,
-            expert_bytes=expert_bytes, link=link, resampling=resampling, progress=show,
-        )  # fmt: skip
+        report = curve_report(trace, policy, asked, resampling=resampling, progress=show)
     names = list(dict.fromkeys(policy))  # a policy named twice is one column
     if out is not None:
         with progress("writing"), whole_folder(out, force=force, ours=FILES) as folder:

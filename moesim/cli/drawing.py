@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
+
+from moesim.cli.command_line import command_line
 
 if TYPE_CHECKING:
     from moesim.report.drawing import Drawing
@@ -65,8 +66,6 @@ _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 
 
 _CONTEXT: Final = "context"
-_CHANGE_NOTHING: Final = frozenset({"as_json", "as_markdown", "force", "on", "watch", "workers"})
-"""Options that change no figure and no number."""
 
 
 def draws(command: Callable[..., None]) -> Callable[..., None]:
@@ -104,9 +103,7 @@ def _drawing(
     from moesim.report.figure_styles import check_style
 
     check_style(style)
-    return Drawing(
-        parse_size(size), style, captions, parse_formats(formats), _command_line(context)
-    )
+    return Drawing(parse_size(size), style, captions, parse_formats(formats), command_line(context))
 
 
 def this_command() -> str:
@@ -114,44 +111,3 @@ def this_command() -> str:
     from moesim.report.drawing import current
 
     return current().command
-
-
-def _command_line(context: typer.Context) -> str:
-    """Return the command line in progress, with the options that were given, in one spelling."""
-    words: list[str] = []
-    options: list[str] = []
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        source = context.get_parameter_source(parameter.name or "")
-        given = source is not None and source.name == "COMMANDLINE"
-        if value is None or not given or parameter.name in _CHANGE_NOTHING:
-            continue
-        if parameter.param_type_name == "argument":
-            words += _texts(value)
-        else:
-            options += _option(parameter, value)
-    return shlex.join([*_path(context), *words, *options])
-
-
-def _path(context: typer.Context) -> list[str]:
-    """Return the names of the commands, like `moesim trace info`."""
-    # The first word is the program, which may be spelt as `python -m moesim`.
-    return ["moesim", *context.command_path.removeprefix(_program(context)).split()]
-
-
-def _program(context: typer.Context) -> str:
-    return context.find_root().info_name or ""
-
-
-def _option(parameter: Any, value: Any) -> list[str]:
-    name = max(parameter.opts, key=len)
-    if value is True:
-        return [name]
-    if value is False:
-        return [max(parameter.secondary_opts, key=len)] if parameter.secondary_opts else []
-    return [word for text in _texts(value) for word in (name, text)]
-
-
-def _texts(value: Any) -> list[str]:
-    values = value if isinstance(value, list | tuple) else [value]
-    return [str(getattr(each, "value", each)) for each in values]

@@ -41,7 +41,7 @@ EXAMPLES: Final[dict[str, tuple[str, ...]]] = {
         "moesim compare scenarios/quickstart.yaml --set 'sweep.cache.policy=[lru, lfu]'",
     ),
     "report": (
-        "moesim report runs/quickstart",
+        "moesim report runs/quickstart --html",
         "moesim report runs/policies --out runs/again --json",
     ),
     "search": (

@@ -66,20 +66,19 @@ def train(
     The validation loss is printed during training. The last line printed is the model's folder. If
     training is killed, the same command continues it from OUT.checkpoint beside the folder.
     """
+    from moesim.cli.command_line import full_command_line
     from moesim.cli.progress import progress
-    from moesim.cli.record import spell
-    from moesim.errors import OutputError
+    from moesim.files import may_replace
     from moesim.progress import counter
     from moesim.record.extra import require_torch
 
     # Without the packages, no other mistake matters; torch itself takes seconds to import.
     require_torch("training a model")
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(out, force, None)
     start_torch("training a model", threads)
     from moesim.training import train as train_model
 
-    command = spell(
+    command = full_command_line(
         ["models", "train"],
         {
             "preset": preset,

@@ -28,7 +28,7 @@ def page(paths: Sequence[Path], out: Path | None, *, what_if: bool, as_json: boo
         UsageError: there are no runs, what-ifs of several are asked for, or the file has no name
             of a page.
         MissingExtra: the packages of the extra `html` are not installed.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is none of moesim's.
     """
     from moesim.report import load_runs
     from moesim.report.page import check_page, write_page

@@ -69,8 +69,8 @@ def readme(
     The decoupled model is the paper's; layerwise and dense ones are for comparison. Losses are
     printed during tuning. The last lines printed are the models' folders. Needs the torch extra.
     """
+    from moesim.cli.command_line import full_command_line
     from moesim.cli.progress import progress
-    from moesim.cli.record import spell
 
     start_torch("refactoring a model", threads)
     from moesim.training.readme.pipeline import run
@@ -79,7 +79,7 @@ def readme(
     settings = _changed(
         settings, expert_steps, share=share, variant=variant, control=control, seed=seed
     )
-    command = spell(
+    command = full_command_line(
         ["models", "readme"],
         {
             "base": base,

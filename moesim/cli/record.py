@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from moesim.cli.command_line import full_command_line
 from moesim.cli.extra import ThreadsOption, start_torch
 
-__all__ = ["register", "spell"]
+__all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -79,17 +78,17 @@ def record(
     The last line printed is the trace's folder.
     """
     from moesim.cli.progress import progress
-    from moesim.errors import OutputError
+    from moesim.files import may_replace
     from moesim.progress import counter
     from moesim.record.extra import require_torch
     from moesim.record.prompts import read_prompts
+    from moesim.trace.meta import HEADER
 
     # Cheap mistakes first: importing torch and loading a model take long. Without the packages,
     # no other mistake matters.
     require_torch("recording a model")
     requested = read_prompts(prompts, kind=kind, domain=domain)[:limit]
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(out, force, (HEADER,))
     start_torch("recording a model", threads)
     from moesim.record import load_model
     from moesim.record import record as record_model
@@ -110,7 +109,7 @@ def record(
         )
         typer.echo("\n".join(plan.lines()))
         return
-    command = spell(
+    command = full_command_line(
         ["record"],
         {
             "model": model,
@@ -179,22 +178,3 @@ def _note_missing_shape(config: dict[str, Any] | None) -> None:
             f"note: a run of this trace needs `model`, a shipped model or a path, because {error}",
             err=True,
         )
-
-
-def spell(words: list[str], options: dict[str, object]) -> str:
-    """Return the command line that repeats this command, for provenance.
-
-    An absolute path is cut to its last part. Options that are None or False are left out. An option
-    with a list is repeated.
-    """
-    spelled = ["moesim", *words]
-    for name, value in options.items():
-        for item in value if isinstance(value, list) else [value]:
-            if item is None or item is False:
-                continue
-            spelled.append(f"--{name}")
-            if item is not True:
-                text = str(item)
-                # Provenance is published with a trace: it must not show folders of this machine.
-                spelled.append(Path(text).name if Path(text).is_absolute() else text)
-    return shlex.join(spelled)

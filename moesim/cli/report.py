@@ -96,16 +96,36 @@ def report(
         from moesim.report import load_runs
 
     paths = runs or []
-    judged = baselines or fail_if or as_markdown
+    judged = bool(baselines or fail_if or as_markdown)
+    _refuse_together(out, html=html, judged=judged, what_if=what_if, perfetto=perfetto is not None)
+    if html:
+        page(paths, out, what_if=what_if, as_json=as_json)
+        return
+    if judged:
+        gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
+        return
+    with progress("reading the runs"):
+        loaded = load_runs(paths)
+    if perfetto is not None:
+        _write_perfetto(loaded, perfetto, as_json=as_json)
+    elif what_if:
+        print_what_ifs(loaded, as_json=as_json)
+    elif len(loaded) == 1:
+        _report_one(loaded[0], out, plots=plots, as_json=as_json)
+    else:
+        _report_several(loaded, paths, out, plots=plots, as_json=as_json)
+
+
+def _refuse_together(
+    out: Path | None, *, html: bool, judged: bool, what_if: bool, perfetto: bool
+) -> None:
+    """Raise `UsageError` where options ask for two outputs, of which one would be left out."""
     if html and (judged or perfetto):
         raise UsageError(
             "--html writes a page and nothing else; leave out --baseline, --fail-if, --markdown "
             "and --perfetto"
         )
-    if html:
-        page(paths, out, what_if=what_if, as_json=as_json)
-        return
-    if out is not None and (judged or perfetto or what_if):
+    if out is not None and not html and (judged or perfetto or what_if):
         raise UsageError(
             "--out names a folder of figures, or a page with --html; leave it out with --baseline, "
             "--fail-if, --markdown, --what-if and --perfetto, which write no figures"
@@ -120,29 +140,15 @@ def report(
             "--perfetto writes a timeline and nothing else; leave out --baseline, --fail-if and "
             "--markdown"
         )
-    if judged:
-        gate(paths, baselines or [], fail_if or [], as_json=as_json, as_markdown=as_markdown)
-        return
-    with progress("reading the runs"):
-        loaded = load_runs(paths)
-    if perfetto is not None:
-        _write_perfetto(loaded, perfetto, as_json=as_json)
-        return
-    if what_if:
-        print_what_ifs(loaded, as_json=as_json)
-        return
-    if len(loaded) == 1:
-        _report_one(loaded[0], out, plots=plots, as_json=as_json)
-    else:
-        _report_several(loaded, paths, out, plots=plots, as_json=as_json)
 
 
 def _write_perfetto(runs: Sequence[Run], file: Path, *, as_json: bool) -> None:
     """Write the timeline of one run. Raise UsageError for several runs."""
-    from moesim.report.perfetto import write_perfetto
+    from moesim.report.perfetto import check_timeline, write_perfetto
 
     if len(runs) != 1:
         raise UsageError(f"--perfetto is about one run, and {len(runs)} are named")
+    check_timeline(file)
     written = write_perfetto(runs[0], file)
     if as_json:
         echo_json({"out": str(file), "works": written.works, "lanes": written.steps})

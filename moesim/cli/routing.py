@@ -6,12 +6,13 @@ Redundancy is between the layers of a token, locality between the tokens of a re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
-from moesim.cli.options import PlotsIntoOutOption, ReplaceOption
+from moesim.cli.options import JsonOption, PlotsIntoOutOption, ReplaceOption
 
 if TYPE_CHECKING:
     from moesim.report.tabular import Table
@@ -46,6 +47,7 @@ def redundancy(
     seed: SeedOption = 0,
     plots: PlotsIntoOutOption = True,
     force: ReplaceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure how well a layer's choice of experts predicts the next layer's, beyond chance.
 
@@ -59,29 +61,32 @@ def redundancy(
         from moesim.trace.choices import State
         from moesim.trace.redundancy import redundancy as measure
         from moesim.trace.redundancy import transitions
+        from moesim.trace.statistics import outline
 
         kind = cast(State, state)  # `transitions` checks it, before the long measurement
         loaded = load_trace(trace)
         pair = transitions(loaded, layer, kind)
 
-    def work(folder: Path | None) -> None:
+    def work(folder: Path | None) -> dict[str, Any]:
         with progress() as show:
             measured = measure(
                 loaded, state=kind, shuffles=shuffles, min_count=min_count, seed=seed,
                 progress=show,
             )  # fmt: skip
-        _print(loaded, reports.redundancy_table(measured), reports.remarks(measured, min_count))
-        if folder is None:
-            return
-        reports.write_redundancy(folder / "redundancy.csv", measured)
-        if plots:
+        notes = reports.remarks(measured, min_count)
+        if not as_json:
+            _print(loaded, reports.redundancy_table(measured), notes)
+        if folder is not None:
+            reports.write_redundancy(folder / "redundancy.csv", measured)
+        if folder is not None and plots:
             about = caption_of(trace, loaded, f"state: {state}; {shuffles} shuffles, seed {seed}")
             with progress("figures"):
                 reports.plots_for_redundancy(
                     folder / "plots", measured, pair, about=about, seed=seed
                 )
+        return {**outline(loaded), "pairs": reports.redundancy_records(measured), "notes": notes}
 
-    _into(out, force, ("redundancy.csv",), work)
+    _into(out, force, "redundancy.csv", work, as_json=as_json)
 
 
 def locality(
@@ -93,6 +98,7 @@ def locality(
     seed: SeedOption = 0,
     plots: PlotsIntoOutOption = True,
     force: ReplaceOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure how often a token reuses the experts of the token before it, beyond chance.
 
@@ -105,41 +111,50 @@ def locality(
         from moesim.trace import load_trace
         from moesim.trace.locality import distances
         from moesim.trace.locality import locality as measure
+        from moesim.trace.statistics import outline
 
         loaded = load_trace(trace)
 
-    def work(folder: Path | None) -> None:
+    def work(folder: Path | None) -> dict[str, Any]:
         with progress() as show:
             measured = measure(loaded)
             reuse = distances(loaded, shuffles=shuffles, seed=seed, progress=show)
-        _print(loaded, reports.locality_table(measured, reuse), reports.locality_remarks())
-        if folder is None:
-            return
-        reports.write_locality(folder / "locality.csv", measured)
-        if plots:
+        notes = reports.locality_remarks()
+        if not as_json:
+            _print(loaded, reports.locality_table(measured, reuse), notes)
+        if folder is not None:
+            reports.write_locality(folder / "locality.csv", measured)
+        if folder is not None and plots:
             about = caption_of(trace, loaded, f"{shuffles} shuffles, seed {seed}")
             with progress("figures"):
                 reports.plots_for_locality(folder / "plots", measured, reuse, about=about)
+        return {**outline(loaded), **reports.locality_records(measured, reuse), "notes": notes}
 
-    _into(out, force, ("locality.csv",), work)
+    _into(out, force, "locality.csv", work, as_json=as_json)
 
 
 def _into(
-    out: Path | None, force: bool, ours: Iterable[str], work: Callable[[Path | None], None]
+    out: Path | None,
+    force: bool,
+    ours: str,
+    work: Callable[[Path | None], dict[str, Any]],
+    *,
+    as_json: bool,
 ) -> None:
     """Call `work` with a folder that becomes `out` when all is written; print its name.
 
-    Call `work` with None if there is no `out`. `ours` are file names by which `force` recognises a
-    folder that it may replace.
+    Call `work` with None if there is no `out`. It returns the document that `as_json` prints.
+    `ours` is the file by which `force` recognises a folder that it may replace.
     """
+    from moesim.cli.output import echo_json
     from moesim.files import whole_folder
 
-    if out is None:
-        work(None)
-        return
-    with whole_folder(out, force=force, ours=tuple(ours)) as folder:
-        work(folder)
-    typer.echo(f"\n{out}")
+    with nullcontext() if out is None else whole_folder(out, force=force, ours=(ours,)) as folder:
+        document = work(folder)
+    if as_json:
+        echo_json(document if out is None else {"out": str(out), **document})
+    elif out is not None:
+        typer.echo(f"\n{out}")
 
 
 def _print(trace: Trace, table: Table, notes: Iterable[str]) -> None:

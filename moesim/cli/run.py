@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,9 @@ def run(
         echo_json({"out": str(folder), **result.summary})
         return
     print_summary(folder)
-    if plots:
-        typer.echo(f"\nplots are in {folder / 'plots'}")
-    typer.echo(str(folder))
+    plotted = f"plots are in {folder / 'plots'}\n" if plots else ""
+    page = shlex.join(["moesim", "report", str(folder), "--html"])
+    typer.echo(f"\n{plotted}to read it on one page: {page}\n{folder}")
 
 
 @contextmanager

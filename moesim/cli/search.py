@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from moesim.cli.command_line import command_line
 from moesim.cli.complete import of_metrics
 from moesim.cli.options import AgainOption, JsonOption, SetOption
 from moesim.cli.output import echo_json
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
+    context: typer.Context,
     scenario: Annotated[
         Path, typer.Argument(help="A scenario, with a `sweep:` unless --over names all values.")
     ],
@@ -122,14 +124,7 @@ def search(
 
     asked = _asked(until, minimize or (), maximize or (), where or (), runs, prefix, seed)
     backend = backend_of(on, workers)
-    command = _command(
-        scenario,
-        {"--until": until, "--minimize": minimize, "--maximize": maximize, "--where": where,
-         "--over": over, "--runs": runs if until is None and runs != 24 else None,
-         "--prefix": prefix, "--probes": probes if until and probes != 2 else None,
-         "--tolerance": tolerance if until and tolerance != 0.02 else None,
-         "--seed": seed or None, "--set": overrides, "--out": out},
-    )  # fmt: skip
+    command = command_line(context)
     with nullcontext() if out is None else opened(out) as given:
         folder, copied = (given.folder, given.copied) if given else (None, False)
         changes = (overrides or (), over or ())
@@ -219,12 +214,3 @@ def _end(page: Page) -> None:
         raise ThresholdError(f"{finding.asked}: no tried point meets it")
     if any(each.error and not each.too_large for each in (*finding.prefixes, *finding.tried)):
         raise typer.Exit(1)
-
-
-def _command(scenario: Path, options: Mapping[str, Any]) -> str:
-    """Return the command line that makes this page; options that change nothing are left out."""
-    parts = ["moesim", "search", str(scenario)]
-    for name, value in options.items():
-        for each in value if isinstance(value, list) else [value]:
-            parts += [] if each is None else [name, str(each)]
-    return shlex.join(parts)

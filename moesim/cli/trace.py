@@ -108,10 +108,13 @@ def convert(
     Statistics (counts of experts) become a synthetic trace that is fitted to them and marked so.
     """
     from moesim.cli.progress import progress
+    from moesim.files import may_replace
     from moesim.progress import counter
     from moesim.trace import import_trace
     from moesim.trace.importers import Options
+    from moesim.trace.meta import HEADER
 
+    may_replace(out, force, (HEADER,))  # before the source is read, which may be long
     sizes = None if model is None else _shipped_sizes(model)
     if sizes is not None:
         num_experts, top_k = num_experts or sizes[0], top_k or sizes[1]

@@ -56,7 +56,7 @@ def info(
         from moesim.trace import load_trace
         from moesim.trace.statistics import describe
 
-        if out is not None and out.exists():  # before the measures, which may be long
+        if out is not None:  # before the measures, which may be long
             may_replace(out, force, FILES)
         loaded = load_trace(trace)
     about = describe(loaded)

@@ -72,7 +72,7 @@ def info(
     from moesim.cli.output import echo_json
     from moesim.cli.progress import progress
     from moesim.errors import UsageError
-    from moesim.files import whole_folder
+    from moesim.files import may_replace, whole_folder
     from moesim.report.requests import FILES, remarks, tables, write_requests
     from moesim.report.tabular import write_tables
     from moesim.workload.description import describe
@@ -88,6 +88,8 @@ def info(
         frozenset(repair or []),
         requests,
     )
+    if out is not None:  # before the requests are read, which may be many
+        may_replace(out, force, FILES)
     with progress("reading the requests"):
         read = read_requests(file, reading)
         about = describe(read)

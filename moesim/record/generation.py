@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from moesim.errors import OutputError, TraceError, UsageError, first_line
-from moesim.files import as_path
+from moesim.errors import TraceError, UsageError, first_line
+from moesim.files import as_path, may_replace
 from moesim.progress import Counter
 from moesim.record.calls import Adapter
 from moesim.record.header import describe, is_normalised, training_record
@@ -32,6 +31,7 @@ from moesim.record.recorder import Recorder, Recording
 from moesim.record.tokens import content_of, tokens_of
 from moesim.record.wrappers import check_generates, feels_padding, text_model, unwrapped
 from moesim.trace import Trace, TraceMeta, TraceWriter
+from moesim.trace.meta import HEADER
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +122,7 @@ def record(
         if value is not None and value < 1:
             raise UsageError(f"{name} ({value}) must be at least 1")
     out = as_path(out)
-    if os.path.exists(out) and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(out, force, (HEADER,))
     source, checked = _prompts(prompts)
     if isinstance(model, str | Path):
         model, own_tokenizer = load_model(model)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "locality_records",
     "locality_remarks",
     "locality_table",
     "plots_for_locality",
@@ -49,8 +50,7 @@ def locality_table(parts: Sequence[Locality], reuse: Sequence[Distances]) -> Tab
         ["domain", "pairs x layers", "same top expert", "same set", "overlap",
          "median distance (tokens)", "first uses"],
     )  # fmt: skip
-    for row in by_domain(parts):
-        distance = next((part for part in reuse if part.domain == row.domain), None)
+    for row, distance in _with_distances(parts, reuse):
         table.add(
             "all" if row.domain is None else row.domain or UNNAMED,
             str(row.pairs),
@@ -60,6 +60,27 @@ def locality_table(parts: Sequence[Locality], reuse: Sequence[Distances]) -> Tab
             *_distances(distance),
         )
     return table
+
+
+def locality_records(
+    parts: Sequence[Locality], reuse: Sequence[Distances]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the table (`by_domain`) and of the CSV file (`by_layer`) as plain data.
+
+    Shares are 0 to 1, and undefined is NaN. `domain` is None for all domains together.
+    """
+    domains = []
+    for row, distance in _with_distances(parts, reuse):
+        record = {"domain": row.domain, **_measures(row)}
+        if distance is not None:
+            record |= {
+                "median_distance_tokens": distance.median,
+                "null_median_distance_tokens": distance.null_median,
+                "first_uses": distance.first_uses,
+            }
+        domains.append(record)
+    layers = [{"domain": part.domain, "layer": part.layer, **_measures(part)} for part in parts]
+    return {"by_domain": domains, "by_layer": layers}
 
 
 def locality_remarks() -> list[str]:
@@ -81,15 +102,25 @@ def by_domain(parts: Sequence[Locality]) -> list[Locality]:
     return rows if len(rows) == 1 else [*rows, pooled(parts)]
 
 
+def _with_distances(
+    parts: Sequence[Locality], reuse: Sequence[Distances]
+) -> list[tuple[Locality, Distances | None]]:
+    """Return each row of `by_domain` with the distances of its domain; all domains have none."""
+    distances: dict[str | None, Distances] = {part.domain: part for part in reuse}
+    return [(row, distances.get(row.domain)) for row in by_domain(parts)]
+
+
+def _measures(part: Locality) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in MEASURES}
+
+
 def write_locality(file: Path, parts: Sequence[Locality]) -> None:
     """Write every domain at every layer as CSV, undefined as an empty field.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    rows = [
-        [part.domain, part.layer, *(getattr(part, name) for name in MEASURES)] for part in parts
-    ]
+    rows = [[part.domain, part.layer, *_measures(part).values()] for part in parts]
     write_csv(file, ("domain", "layer", *MEASURES), rows)
 
 

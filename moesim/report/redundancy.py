@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "mutual_information",
     "plots_for_redundancy",
+    "redundancy_records",
     "redundancy_table",
     "remarks",
     "transition_matrix",
@@ -64,6 +65,7 @@ MEASURES: Final = (
 LIKELIEST: Final = (
     "likeliest_before", "likeliest_after", "likeliest_probability", "likeliest_tokens",
 )  # fmt: skip
+COLUMNS: Final = (*PAIR, *MEASURES, *LIKELIEST)
 
 
 def redundancy_table(pairs: Sequence[Redundancy]) -> Table:
@@ -114,7 +116,12 @@ def write_redundancy(file: Path, pairs: Sequence[Redundancy]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    write_csv(file, (*PAIR, *MEASURES, *LIKELIEST), [_row(pair) for pair in pairs])
+    write_csv(file, COLUMNS, [_row(pair) for pair in pairs])
+
+
+def redundancy_records(pairs: Sequence[Redundancy]) -> list[dict[str, Any]]:
+    """Return the rows of the CSV file as plain data; undefined is NaN or None."""
+    return [dict(zip(COLUMNS, _row(pair), strict=True)) for pair in pairs]
 
 
 def plots_for_redundancy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -177,3 +177,8 @@ class Request:
         self.position = self.first_row_position
         self.preemptions += 1
         self.status = "waiting"
+
+
+def all_at_once(requests: Iterable[Request]) -> bool:
+    """Return whether all requests arrive at time zero, so that no time can change a step."""
+    return all(request.arrival_ns == 0 for request in requests)

@@ -58,7 +58,7 @@ from moesim.serving.layers import LayerPlan
 from moesim.serving.ledger import Ledger
 from moesim.serving.long_prompts import check_recomputes
 from moesim.serving.prefix import PrefixPool
-from moesim.serving.request import Request
+from moesim.serving.request import Request, all_at_once
 from moesim.serving.routing import RoutingSource, TraceRouting
 from moesim.serving.run_log import Observer
 from moesim.serving.scheduler import Scheduler
@@ -533,7 +533,7 @@ def _evictions(
     # show the layer events. The policy then gets no future (`min` refuses to be built).
     futures: list[EventLists] | None = None
     moves = plan.places.residents is None
-    if policy.clairvoyant and moves and all(request.arrival_ns == 0 for request in requests):
+    if policy.clairvoyant and moves and all_at_once(requests):
         futures = group_by_cache(plan, rehearse())
     # Counting a trace is slow, so it is done once.
     popularity = cache(partial(_learnt, scenario, trace, "cache", ledger.hindsight))

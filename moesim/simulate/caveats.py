@@ -16,6 +16,7 @@ from moesim.results.metrics import ratio
 from moesim.scenario.arrivals import Closed, FromFile, Recorded
 from moesim.scenario.metrics import Window
 from moesim.serving.knowledge import KNOWLEDGE
+from moesim.serving.request import all_at_once
 from moesim.simulate.checks import policy_of
 from moesim.simulate.unread import missing_rates
 from moesim.workload.workload import drawn_from
@@ -243,7 +244,7 @@ def _workload(outcome: Outcome) -> Iterator[Caveat]:
     how = scenario.workload.arrivals
     recorded = isinstance(how, Recorded) or (isinstance(how, FromFile) and how.times == "file")
     # Valid, but probably not what `recorded` was chosen for.
-    if recorded and len(requests) > 1 and not any(request.arrival_ns for request in requests):
+    if recorded and len(requests) > 1 and all_at_once(requests):
         yield (
             "all recorded arrivals are at zero",
             "all recorded arrivals are at zero, so all requests arrive at once",

@@ -41,7 +41,7 @@ from moesim.scenario.policies import FAMILIES
 from moesim.serving.experts.host_memory import taken_bytes
 from moesim.serving.knowledge import KNOWLEDGE, Knowledge
 from moesim.serving.long_prompts import check_prompts
-from moesim.serving.request import Request
+from moesim.serving.request import Request, all_at_once
 from moesim.simulate.lessons import profile_at, refuse_served
 from moesim.simulate.split import check_split, check_split_apart
 from moesim.streams import stream
@@ -239,6 +239,9 @@ class _Checks:
             attempt("batching", check_prompts, scenario, requests)
             attempt("metrics.window", check_window, scenario, requests)
             attempt("workload cache", check_split_apart, scenario, trace, requests)
+            if policies["cache"] and not fixed:
+                keys = "workload cache.policy"
+                attempt(keys, _check_future, scenario, requests, policies["cache"][0])
             for section, policy in policies.items():
                 if policy is not None and paths_exist[section]:
                     keys = f"workload {section}.options"
@@ -463,6 +466,12 @@ def _check_admission(scenario: Scenario, policy: type[Any]) -> None:
             f"{policy.name} never admits a missing expert, so `admission: always` cannot hold; "
             "write bypass, or choose another cache.policy",
         )
+
+
+def _check_future(scenario: Scenario, requests: list[Request], policy: type[Any]) -> None:
+    """Raise ScenarioError where a policy needs the future, and requests arrive over time."""
+    if policy.needs_future and not all_at_once(requests):
+        raise ScenarioError.at(scenario, "cache.policy", policy.without_future())
 
 
 def _check_scores(scenario: Scenario, trace: Trace, policy: type[Any]) -> None:

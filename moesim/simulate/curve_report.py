@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -31,7 +32,22 @@ _UNDEFINED_WITHOUT: Final = (
     "bound_ns_per_token",
 )  # fmt: skip
 """Columns that need a size, a link or resamples."""
-__all__ = ["curve", "curve_report", "link_line", "size_text"]
+__all__ = ["CurveOptions", "curve", "curve_report", "link_line", "size_text"]
+
+
+@dataclass(frozen=True, slots=True)
+class CurveOptions:
+    """How `curve` replays a trace, and what a missed expert costs; see its arguments."""
+
+    capacities: Iterable[int] | None
+    scope: Scope
+    batch: int
+    replay: Literal["atomic", "sequential"]
+    admission: Literal["bypass", "always"]
+    seed: int
+    model: str | None
+    expert_bytes: str | int | None
+    link: str | None
 
 
 def curve(
@@ -71,11 +87,11 @@ def curve(
     """
     import pandas as pd  # slow to import, and only needed here
 
-    report = curve_report(
-        trace, policies, capacities=capacities, scope=scope, batch=batch, replay=replay,
-        admission=admission, seed=seed, model=model, expert_bytes=expert_bytes, link=link,
-        resampling=Resampling(resamples, seed) if resamples else None, progress=progress,
-    )  # fmt: skip
+    asked = CurveOptions(
+        capacities, scope, batch, replay, admission, seed, model, expert_bytes, link
+    )
+    resampling = Resampling(resamples, seed) if resamples else None
+    report = curve_report(trace, policies, asked, resampling=resampling, progress=progress)
     frame = pd.DataFrame(report.rows(), columns=list(COLUMNS))
     frame = frame.astype(dict.fromkeys(_UNDEFINED_WITHOUT, "float64"))  # None becomes NaN
     frame.attrs.update(report.about)
@@ -85,39 +101,31 @@ def curve(
 def curve_report(
     trace: Trace | str | Path,
     policies: Sequence[str],
+    asked: CurveOptions,
     *,
-    capacities: Iterable[int] | None = None,
-    scope: Scope = "per_layer",
-    batch: int = 1,
-    replay: Literal["atomic", "sequential"] = "atomic",
-    admission: Literal["bypass", "always"] = "bypass",
-    seed: int = 0,
-    model: str | None = None,
-    expert_bytes: str | int | None = None,
-    link: str | None = None,
     resampling: Resampling | None = None,
     progress: Progress | None = None,
 ) -> CurveReport:
     """Replay a trace and return the points of the curve and how they were made.
 
-    Arguments and errors are those of `curve`.
+    Errors are those of `curve`.
     """
     loaded = trace if isinstance(trace, Trace) else load_trace(trace)
     names = _names(policies)
-    sizes = None if capacities is None else _whole(capacities)
-    size = size_of_an_expert(loaded, model, expert_bytes)
-    copies = None if link is None else link_of(link)
-    check(size, copies, seed)
+    sizes = None if asked.capacities is None else _whole(asked.capacities)
+    size = size_of_an_expert(loaded, asked.model, asked.expert_bytes)
+    copies = None if asked.link is None else link_of(asked.link)
+    check(size, copies, asked.seed)
     found = curve_hits(
-        loaded, names, scope=scope, capacities=sizes, batch=batch, replay=replay,
-        admission=admission, seed=seed, by_request=resampling is not None, progress=progress,
+        loaded, names, scope=asked.scope, capacities=sizes, batch=asked.batch,
+        replay=asked.replay, admission=asked.admission, seed=asked.seed,
+        by_request=resampling is not None, progress=progress,
     )  # fmt: skip
     points = curve_points(
         found, loaded.num_layers, expert_bytes=None if size is None else size[0], link=copies,
         resampling=resampling,
     )  # fmt: skip
-    how = _replayed(loaded, scope, batch, replay, admission)
-    return _report(loaded, points, how, size, copies, resampling)
+    return _report(loaded, points, _replayed(loaded, asked), size, copies, resampling)
 
 
 def _names(policies: Sequence[str]) -> list[str]:
@@ -208,18 +216,18 @@ def routing_of(trace: Trace) -> str:
     )
 
 
-def _replayed(trace: Trace, scope: str, batch: int, replay: str, admission: str) -> str:
+def _replayed(trace: Trace, asked: CurveOptions) -> str:
     """Return in words how a trace is replayed and what a hit rate is."""
-    parts = ["one cache per layer" if scope == "per_layer" else "one cache for all layers"]
-    together = batch > trace.num_requests
+    parts = ["one cache per layer" if asked.scope == "per_layer" else "one cache for all layers"]
+    together = asked.batch > trace.num_requests
     requests = f" (the trace has {trace.num_requests:,} requests: all together)" if together else ""
-    parts.append(f"batch {batch:,}{requests}")
+    parts.append(f"batch {asked.batch:,}{requests}")
     parts.append(
         "atomic replay: a layer's experts are looked up together"
-        if replay == "atomic"
+        if asked.replay == "atomic"
         else "sequential replay: experts are looked up one by one, which inflates misses"
     )
-    if admission == "always":
+    if asked.admission == "always":
         parts.append("every fetched expert gets a slot")
     return "; ".join([*parts, "hits over distinct experts of layer events"])
 

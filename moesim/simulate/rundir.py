@@ -64,6 +64,16 @@ def default_path(scenario: Scenario) -> Path:
     return Path("runs") / f"{scenario.name}-{fingerprint(scenario)[:10]}"
 
 
+def all_hashes(scenario: Scenario) -> dict[str, str]:
+    """Return the hashes of all inputs of a run, as `inputs` of its manifest."""
+    return {
+        "trace": trace_hash(scenario),
+        "code": code_hash(),
+        **input_hashes(scenario),
+        **policy_hashes(scenario),
+    }
+
+
 def trace_hash(scenario: Scenario) -> str:
     """Return the hash of the trace's header, which lists the hash of every other file."""
     header = scenario.trace_path / "trace.json"
@@ -273,12 +283,7 @@ def write(
     """
     # Before the simulation: a file that is edited meanwhile must not count as what was read.
     print_of_run = fingerprint(scenario)
-    inputs = {
-        "trace": trace_hash(scenario),
-        "code": code_hash(),
-        **input_hashes(scenario),
-        **policy_hashes(scenario),
-    }
+    inputs = all_hashes(scenario)
     # A kill at any time leaves no folder under the name `out`.
     with whole_folder(out, force=force, ours=(MANIFEST, SUMMARY)) as folder:
         started = time.perf_counter()

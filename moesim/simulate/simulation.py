@@ -45,7 +45,7 @@ from moesim.serving.experts.residency import ExpertCache
 from moesim.serving.invariants import check_arrivals, check_lanes, check_run
 from moesim.serving.kv import BlockPool
 from moesim.serving.ledger import Ledger
-from moesim.serving.request import Request
+from moesim.serving.request import Request, all_at_once
 from moesim.serving.routing import TraceRouting
 from moesim.serving.run_log import Planned, PlanRecord, RunLog
 from moesim.serving.server import Server
@@ -148,7 +148,7 @@ class Outcome:
 
         None if all requests arrive at once: then other runs form the same steps by themselves.
         """
-        if not any(request.arrival_ns for request in self.requests):
+        if all_at_once(self.requests):
             return None
         assert self.schedule is not None, "a run that others are compared with records its steps"
         return self.schedule
@@ -598,7 +598,7 @@ def _notes(plan: Plan, outcome: Outcome) -> list[str]:
         notes.append(note)
     if (first := scenario.cache.initial_layers) and plan.places.residents is None:
         notes.append(f"all experts of the first {first} MoE layers are resident from the start")
-    if scenario.bounds and any(request.arrival_ns for request in outcome.requests):
+    if scenario.bounds and not all_at_once(outcome.requests):
         notes.append(
             "arrivals are spread out: the verdict and its times in steps are of the steps that "
             "this run formed; makespan and E2E of bounds are of runs that form their own steps"

@@ -25,13 +25,12 @@ from moesim.report.runs import SCENARIO, Run
 from moesim.results.what_if import WhatIf, WhatIfName, WhatIfs
 from moesim.scenario import load_scenario
 from moesim.simulate.build import Plan, prepare
-from moesim.simulate.rundir import code_hash, input_hashes, policy_hashes, trace_hash
+from moesim.simulate.rundir import all_hashes
 from moesim.simulate.simulation import result_of
 
 __all__ = ["what_ifs"]
 
 _QUIET: Final = ("bounds=false", "timeline.steps=0")
-_CODE: Final = "code"
 
 
 class _Change(NamedTuple):
@@ -101,13 +100,8 @@ def _changed_inputs(run: Run, plan: Plan) -> list[str]:
     """Return what differs from the inputs that a run was made of, in words."""
     inputs = run.manifest.get("inputs")
     before = inputs if isinstance(inputs, dict) else {}
-    now = {
-        "trace": trace_hash(plan.scenario),
-        _CODE: code_hash(),
-        **input_hashes(plan.scenario),
-        **policy_hashes(plan.scenario),
-    }
-    names = {"trace": "trace", _CODE: "moesim's code"}
+    now = all_hashes(plan.scenario)
+    names = {"code": "moesim's code"}
     return [names.get(key, key) for key in now if before.get(key) != now[key]]
 
 

@@ -24,14 +24,7 @@ def describe(trace: Trace) -> dict[str, Any]:
     names, counts = np.unique(trace.requests["domain"].astype(str), return_counts=True)
     prompt, output = trace.requests["prompt_tokens"], trace.requests["output_tokens"]
     return {
-        "model": meta.model,
-        "synthetic": meta.synthetic,
-        "router": meta.router,
-        "layers": meta.num_layers,
-        "experts": meta.num_experts,
-        "top_k": meta.top_k,
-        "requests": trace.num_requests,
-        "rows": trace.num_rows,
+        **outline(trace),
         "prompt_rows": meta.prompt_rows,
         "prompt_tokens": f"{prompt.min()} to {prompt.max()}",
         "output_tokens": f"{output.min()} to {output.max()}",
@@ -43,6 +36,21 @@ def describe(trace: Trace) -> dict[str, Any]:
         "overlap_by_chance": round(meta.top_k / meta.num_experts, 4),
         "load_skew": [round(value, 2) for value in load_skew(trace)],
         "provenance": meta.provenance,
+    }
+
+
+def outline(trace: Trace) -> dict[str, Any]:
+    """Return whose routing a trace holds, and how much of it, as plain data."""
+    meta = trace.meta
+    return {
+        "model": meta.model,
+        "synthetic": meta.synthetic,
+        "router": meta.router,
+        "layers": meta.num_layers,
+        "experts": meta.num_experts,
+        "top_k": meta.top_k,
+        "requests": trace.num_requests,
+        "rows": trace.num_rows,
     }
 
 

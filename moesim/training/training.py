@@ -80,8 +80,7 @@ def train(
     not finite (the last checkpoint stays), or if the checkpoint belongs to another run.
     """
     shape = _shape(preset, steps, evaluate_every)
-    if Path(out).exists():
-        may_replace(Path(out), force, (TRAINING_RECORD,))
+    may_replace(Path(out), force, (TRAINING_RECORD,))
     # The caller's random state is restored afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

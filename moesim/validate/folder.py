@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moesim import __version__
 from moesim.files import output_errors, sha256, write_json, write_parquet
 from moesim.report.chart import write_csv
-from moesim.simulate.rundir import (
-    MANIFEST,
-    SUMMARY,
-    code_hash,
-    input_hashes,
-    policy_hashes,
-    trace_hash,
-)
+from moesim.simulate.rundir import MANIFEST, SUMMARY, all_hashes
 
 if TYPE_CHECKING:
     from moesim.validate.comparison import Comparison
@@ -72,12 +65,7 @@ def write_validation(
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "device": validation.device,
                 "versions": {"moesim": __version__, "python": platform.python_version()},
-                "inputs": {
-                    "trace": trace_hash(scenario),
-                    "code": code_hash(),
-                    **input_hashes(scenario),
-                    **policy_hashes(scenario),
-                },
+                "inputs": all_hashes(scenario),
                 **(facts or {}),
                 "outputs": {p.relative_to(folder).as_posix(): sha256(p) for p in outputs},
             },

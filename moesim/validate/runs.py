@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
 from moesim.serving.replay import Replay
+from moesim.serving.request import all_at_once
 from moesim.serving.run_log import PlanRecord
 from moesim.simulate.build import Plan, build_server
 from moesim.validate.decisions import Witness
@@ -122,5 +123,4 @@ def ready_torch(device: str) -> None:
 
 def arrives_at_once(plan: Plan) -> bool:
     """Return whether all requests arrive at time zero, so that no time can change a decision."""
-    requests = build_workload(plan.scenario, plan.trace)
-    return all(request.arrival_ns == 0 for request in requests)
+    return all_at_once(build_workload(plan.scenario, plan.trace))

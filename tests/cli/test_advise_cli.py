@@ -242,9 +242,9 @@ def test_a_context_beyond_that_of_the_model_is_said(tmp_path: Path) -> None:
     for longest in (4096, 8192):
         path.write_text(json.dumps({**TINY_CONFIG, "max_position_embeddings": longest}))
         notes.append(" ".join(plain(*asked)["grounds"]["assumed"]))
-    assert "the model was made for 4096" in notes[0]
+    assert "the model was made for 4,096" in notes[0]
     assert "was made for" not in notes[1]
-    assert "the model takes contexts of 8192" in " ".join(plain(*SMALL)["grounds"]["assumed"])
+    assert "the model takes contexts of 8,192" in " ".join(plain(*SMALL)["grounds"]["assumed"])
 
 
 @pytest.mark.parametrize("experts", [True, False])

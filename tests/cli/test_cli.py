@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,7 +40,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_run_writes_a_run_directory_and_names_it_last(home: Path) -> None:
     done = moesim("run", home / "x.yaml", "--out", home / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(home / "run")
+    *_, plots_line, page_line, last = done.stdout.splitlines()
+    assert plots_line == f"plots are in {home / 'run' / 'plots'}"
+    assert page_line.endswith(shlex.join(["moesim", "report", str(home / "run"), "--html"]))
+    assert last == str(home / "run")
     summary = json.loads((home / "run" / "summary.json").read_text())
     for key in (
         "expert_hit_rate",

@@ -129,6 +129,24 @@ def test_a_place_that_is_taken_is_1_and_stays_as_it_was(
     assert (home / "full" / "thesis.txt").read_text() == "not to be lost"
 
 
+@pytest.mark.parametrize("name", sorted(EXISTS.keys() - {"init", "calibrate", "models prompts"}))
+def test_force_replaces_no_folder_of_something_else(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    assert code_of(name, f"{EXISTS[name]} --force") == 1
+    assert (home / "full" / "thesis.txt").read_text() == "not to be lost"
+
+
+@pytest.mark.parametrize("name", ["curve", "trace info", "workload info", "trace convert"])
+def test_a_place_that_is_taken_is_refused_before_the_input_is_read(
+    name: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    line = MISSING[name].removesuffix(" new")
+    assert code_of(name, f"{line} full" if name == "trace convert" else f"{line} --out full") == 1
+
+
 def test_each_code_of_an_error_is_documented() -> None:
     page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
     codes = {getattr(errors, name).exit_code for name in errors.__all__}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ SUCCEED: dict[str, list[list[str]]] = {
     "policies": [[]],
     "systems": [[], ["fiddler"]],
     "trace info": [["{home}/trace", "--no-plots", "--out", "{out}"]],
+    "trace redundancy": [["{home}/trace", "--no-plots", "--out", "{out}"]],
+    "trace locality": [["{home}/trace", "--no-plots", "--out", "{out}"]],
     "workload info": [["{home}/requests.csv", "--out", "{out}", "--no-plots"]],
 }
 FAIL: dict[str, list[list[str]]] = {
@@ -113,6 +116,8 @@ FAIL: dict[str, list[list[str]]] = {
     "policies": [["eviction"]],
     "systems": [["fidler"]],
     "trace info": [["{home}/absent"]],
+    "trace redundancy": [["{home}/absent"], ["{home}/trace", "--out", "{home}/run"]],
+    "trace locality": [["{home}/absent"], ["{home}/trace", "--out", "{home}/run"]],
     "workload info": [["{home}/absent"], ["{home}/rows.json"]],
 }
 
@@ -213,3 +218,25 @@ def test_failure_prints_nothing_or_one_document(
     assert done.exit_code != 0
     if done.stdout:
         json.loads(done.stdout, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(("command", "rows"), [("redundancy", "pairs"), ("locality", "by_layer")])
+def test_routing_as_json_has_the_trace_and_every_row_of_the_csv_file(
+    command: str, rows: str, home: Path, tmp_path: Path
+) -> None:
+    done = invoke(f"trace {command}", ["{home}/trace", "--no-plots", "--out", "{out}"], home,
+                  tmp_path / "out")  # fmt: skip
+    document = json.loads(done.stdout)
+    assert (document["synthetic"], document["requests"]) == (True, 3)
+    with (tmp_path / "out" / f"{command}.csv").open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [list(row) for row in document[rows]] == [list(row) for row in written]
+    for row, line in zip(document[rows], written, strict=True):
+        assert [_text(value) for value in row.values()] == list(line.values())
+    without = invoke(f"trace {command}", ["{home}/trace"], home, tmp_path)
+    assert json.loads(without.stdout) == {k: v for k, v in document.items() if k != "out"}
+
+
+def _text(value: Any) -> str:
+    """A value as a CSV file has it."""
+    return "" if value is None else f"{value:.10g}" if isinstance(value, float) else str(value)

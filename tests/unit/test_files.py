@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import subprocess
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from moesim.errors import OutputError
-from moesim.files import clean_up, whole_file, whole_folder
+from moesim.errors import OutputError, UsageError
+from moesim.files import check_may_write, clean_up, whole_file, whole_folder
 from moesim.locks import exclusive
 
 
@@ -235,3 +236,36 @@ def test_a_lock_follows_no_link(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="out"), exclusive(tmp_path / "out"):
         pass
     assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+def may_write(file: Path) -> None:
+    check_may_write(file, "--out", "a table", (".txt", ".txt.gz"), b"made by moesim")
+
+
+@pytest.mark.parametrize("name", ["table.txt", "table.txt.gz"])
+def test_a_file_is_replaced_only_where_moesim_wrote_it(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    may_write(file)
+    for ours in (b"", b"made by moesim 1.0\n1 2 3\n", b"made by moesim\n" + b"1 2 3\n" * 9999):
+        file.write_bytes(gzip.compress(ours) if ours and name.endswith("gz") else ours)
+        may_write(file)
+    for foreign in (b"a letter", gzip.compress(b"a letter"), b"\x1f\x8b, and no gzip"):
+        file.write_bytes(foreign)
+        with pytest.raises(OutputError, match="moesim did not write it"):
+            may_write(file)
+        assert file.read_bytes() == foreign
+
+
+def test_a_name_of_another_kind_of_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--out .*: the name of a table ends in \.txt or"):
+        may_write(tmp_path / "table.json")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UsageError, match=r"--out .*: this is a folder"):
+        may_write(tmp_path / "folder.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(OutputError, match="is a named pipe"):
+        may_write(tmp_path / "pipe.txt")

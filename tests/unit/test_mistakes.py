@@ -127,6 +127,23 @@ sweep:
 PROFILE = PROFILES / "t4.yaml"
 
 
+@pytest.mark.parametrize(
+    "arrivals", ["{kind: closed, clients: 1}", "{kind: poisson, rate_per_s: 1}"]
+)
+def test_a_point_that_needs_the_future_is_refused_before_any_is_simulated(
+    folder: Path, arrivals: str
+) -> None:
+    path = folder / "x.yaml"
+    text = "trace: traces/tiny\nhardware: rtx-4090\ncache: {slots: 2/layer}\n"
+    text += f"workload: {{arrivals: {arrivals}}}\nsweep: {{cache.policy: [lru, min]}}\n"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ScenarioError, match=r"cache\.policy: min needs to know all layer events"):
+        check_points(points_of(load_scenario(path), folder / "runs"))
+    fixed = ["placement={policy: cpu_layers, options: {layers: 3}}"]
+    for allowed in (["workload.arrivals=all_at_once"], fixed):
+        check_points(points_of(load_scenario(path, allowed), folder / "runs"))
+
+
 def path_cases(folder: Path) -> dict[str, str]:
     """Return every key that holds a path, with its file in `here`; none is beside `x.yaml`."""
     here = folder / "here"

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import moesim
 from moesim.cli import app
-from moesim.errors import MissingExtra
+from moesim.errors import MissingExtra, OutputError
 from moesim.report import compare_runs, load_run, load_runs
 from moesim.report.metrics import number
 from moesim.report.page import extra, page_of
@@ -392,6 +392,18 @@ def test_the_command_writes_the_page_into_the_folder_of_the_run(real: Run, page:
     assert done.stdout.splitlines()[-1] == str(file)
     command = f"moesim report {real.path} --html"
     assert file.read_text(encoding="utf-8") == page.replace(COMMAND, command)
+
+
+def test_the_command_replaces_pages_and_no_other_file(real: Run, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    arguments = ["report", str(real.path), "--html", "--out", str(file)]
+    for _ in range(2):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    file.write_text("<!doctype html><title>My thesis</title>")
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, OutputError)
+    assert "did not write it" in str(refused.exception)
+    assert "My thesis" in file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import yaml
 from random_lanes import random_lanes_case
 from run_directories import run_directory
 from trace_events import Events, read_events
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 from workloads import plan_of, random_case, tiny_trace
 
 from moesim.cli import app
-from moesim.errors import UsageError
+from moesim.errors import OutputError, UsageError
 from moesim.report import load_run
 from moesim.report.perfetto import events as perfetto_events
 from moesim.report.perfetto import works as perfetto_works
@@ -290,3 +290,25 @@ def test_the_command_writes_the_file_and_names_the_steps(
         app, ["report", str(run.path), str(runs["cpu"].path), "--perfetto", str(file)]
     )
     assert isinstance(several.exception, UsageError)
+
+
+@pytest.mark.parametrize("name", ["part.json", "part.json.gz"])
+def test_the_command_replaces_timelines_and_no_other_file(
+    runs: dict[str, Run], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+
+    def write() -> Result:
+        return CliRunner().invoke(app, ["report", str(runs["part"].path), "--perfetto", str(file)])
+
+    assert write().exit_code == write().exit_code == 0
+    file.write_text('{"traceEvents": []}')
+    refused = write()
+    assert isinstance(refused.exception, OutputError)
+    assert "did not write it" in str(refused.exception)
+    assert file.read_text() == '{"traceEvents": []}'
+    file = tmp_path / "part.html"
+    refused = write()
+    assert isinstance(refused.exception, UsageError)
+    assert "--perfetto" in str(refused.exception)
+    assert not file.exists()

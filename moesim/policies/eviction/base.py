@@ -71,7 +71,8 @@ class Eviction(Policy, ABC):
       unequal;
     - `needs_scores`: weighs keys by `View.gate_weights` or `View.probabilities`, so a trace that
       records neither is refused;
-    - `needs_bypass`: never admits a key on demand, so `admission: always` is refused.
+    - `needs_bypass`: never admits a key on demand, so `admission: always` is refused;
+    - `needs_future`: needs `CacheContext.future`, so requests that arrive over time are refused.
     """
 
     looks_ahead: ClassVar[bool] = False
@@ -81,6 +82,7 @@ class Eviction(Policy, ABC):
     by_bytes: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     needs_bypass: ClassVar[bool] = False
+    needs_future: ClassVar[bool] = False
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         self.capacity = context.capacity
@@ -96,8 +98,19 @@ class Eviction(Policy, ABC):
                 f"{self.name} never admits a missing expert, so `admission: always` cannot hold; "
                 "write bypass, or choose another policy"
             )
+        if self.needs_future and context.future is None:
+            raise UsageError(self.without_future())
         self.options = self.Options() if options is None else options
         self.book: OrderedDict[Key, None] = OrderedDict()
+
+    @classmethod
+    def without_future(cls) -> str:
+        """Return why a policy that `needs_future` cannot be used where the future is unknown."""
+        return (
+            f"{cls.name} needs to know all layer events in advance, which is possible only where "
+            "all requests arrive at once; set workload.arrivals to all_at_once, or run another "
+            "policy and read min_hit_rate"
+        )
 
     def preload(self) -> Sequence[Key]:
         """Return the keys that are resident before the first event; by default none."""

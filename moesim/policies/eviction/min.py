@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from moesim.errors import InvariantError, UsageError
+from moesim.errors import InvariantError
 from moesim.policies.event_lists import EventLists
 from moesim.policies.eviction.base import CacheContext, Ranked
 from moesim.policies.registry import register
@@ -32,16 +32,12 @@ class MIN(Ranked):
     """
 
     clairvoyant = True
+    needs_future = True
     stack = True
 
     def __init__(self, context: CacheContext, options: Any = None) -> None:
         super().__init__(context, options)
-        if context.future is None:
-            raise UsageError(
-                "min needs to know all layer events in advance, which is possible only where all "
-                "requests arrive at once; set workload.arrivals to all_at_once, or run another "
-                "policy and read min_hit_rate"
-            )
+        assert context.future is not None, "a policy that needs the future is refused without"
         self.future = EventLists.of(context.future).filled()
         self._event = 0
         self.following, first = next_uses(self.future)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moesim.errors import UsageError, shown
+from moesim.files import PAGE, check_may_write
 from moesim.report.chart import write_whole
 from moesim.report.comparison import compare_runs
 from moesim.report.page.extra import require_html
@@ -26,12 +26,10 @@ def check_page(file: Path) -> None:
     Raises:
         MissingExtra: the packages of the extra `html` are not installed.
         UsageError: the name does not end in .html, or is that of a folder.
+        OutputError: the file exists, and moesim did not write it.
     """
     require_html()
-    if file.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out {shown(str(file))}: the name of a page ends in .html")
-    if file.is_dir():
-        raise UsageError(f"--out {shown(str(file))}: this is a folder; name a file in it")
+    check_may_write(file, "--out", *PAGE)
 
 
 def page_of(runs: Sequence[Run], command: str, what_if: WhatIfs | None = None) -> str:

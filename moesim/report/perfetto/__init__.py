@@ -5,6 +5,6 @@ machine is a thread with one slice for each work. Requests are asynchronous span
 Flow arrows lead from a copy to the work that waited for it. Counters are of the whole run.
 """
 
-from moesim.report.perfetto.write import Written, write_perfetto
+from moesim.report.perfetto.write import Written, check_timeline, write_perfetto
 
-__all__ = ["Written", "write_perfetto"]
+__all__ = ["Written", "check_timeline", "write_perfetto"]

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
-from moesim.files import whole_file
+from moesim import __version__
+from moesim.files import check_may_write, whole_file
 from moesim.report.metrics import run_caption
 from moesim.report.perfetto.events import counter_events, lane_events, request_events
 from moesim.report.perfetto.works import works_of
 from moesim.report.runs import Run
 
-__all__ = ["Written", "write_perfetto"]
+__all__ = ["Written", "check_timeline", "write_perfetto"]
+
+_MARK: Final = b'"otherData": {"generator": "moesim '
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,16 @@ class Written:
     path: Path
     works: int
     steps: str
+
+
+def check_timeline(file: Path) -> None:
+    """Raise an error, before any work, where the timeline cannot be written.
+
+    Raises:
+        UsageError: the name does not end in .json or .json.gz, or is that of a folder.
+        OutputError: the file exists, and moesim did not write it.
+    """
+    check_may_write(file, "--perfetto", "a timeline", (".json", ".json.gz"), _MARK)
 
 
 def write_perfetto(run: Run, file: Path) -> Written:
@@ -43,7 +56,12 @@ def write_perfetto(run: Run, file: Path) -> Written:
     works, steps, recorded = works_of(run)
     shown = _in_words(steps, recorded, int(run.value("steps")))
     events = chain(lane_events(run, works, steps), request_events(run), counter_events(run))
-    about = {"run": run.text("name"), "lanes": shown, "caption": run_caption(run)}
+    about = {
+        "generator": f"moesim {__version__}",
+        "run": run.text("name"),
+        "lanes": shown,
+        "caption": run_caption(run),
+    }
     with whole_file(file) as partial, _opened(partial, compressed=file.suffix == ".gz") as stream:
         stream.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(about))
         stream.write(', "traceEvents": [\n')

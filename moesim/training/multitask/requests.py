@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moesim.errors import OutputError, UsageError
+from moesim.errors import UsageError
+from moesim.files import may_replace
 from moesim.record.generation import evaluating
 from moesim.record.header import describe, is_normalised
 from moesim.record.recorder import Recorder, Recording
 from moesim.streams import stream
 from moesim.trace import Trace, TraceWriter
+from moesim.trace.meta import HEADER
 from moesim.training.multitask.served import ServedMixture
 from moesim.training.multitask.tasks import Examples
 
@@ -82,8 +84,7 @@ def record_tasks(
         raise UsageError("no requests were given")
     for request in requests:
         model.number_of(request.task)
-    if Path(out).exists() and not force:
-        raise OutputError(out, "already exists; choose another name or pass --force")
+    may_replace(Path(out), force, (HEADER,))
     recorder = Recorder(model)
     served = _served(recorder, model, requests)
     # Only now: the choices show how many experts a row has, and whether weights sum to one.
