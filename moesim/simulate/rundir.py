@@ -41,7 +41,8 @@ TABLES = ("requests", "steps", "layers", "timeline")
 # Packages that cannot change a result: editing them must not invalidate finished runs.
 _PACKAGE = Path(__file__).parents[1]
 _DECIDES_NOTHING = (
-    "cli", "dial", "measured", "record", "report", "results", "search", "sweep", "training",
+    "advice", "cli", "dial", "doctor", "measured", "record", "report", "search", "sweep",
+    "training", "twin",
 )  # fmt: skip
 _VERSIONS = ("simpy", "numpy", "pyarrow")
 

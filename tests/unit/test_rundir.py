@@ -375,6 +375,22 @@ def test_other_code_is_another_run(
         run(scenario_of(trace), out=tmp_path / "out")
 
 
+def test_all_code_that_a_run_needs_counts_as_its_code_but_for_what_draws(
+    tmp_path: Path, trace: Path
+) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\nfrom moesim.scenario import Scenario\nfrom moesim.simulate import run\n"
+        f"run(Scenario.model_validate({tiny_scenario(trace=str(trace), bounds=True)!r}))\n"
+        "print(*(name.split('.')[1] for name in sys.modules if name.startswith('moesim.')))\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    rooms = set(done.stdout.split())
+    assert {"results", "serving", "simulate"} <= rooms
+    assert rooms & set(rundir._DECIDES_NOTHING) == {"report"}
+
+
 def test_a_changed_arrivals_file_is_another_run(tmp_path: Path, trace: Path) -> None:
     lengths = tmp_path / "lengths.csv"
     header = "arrival_s,prompt_tokens,output_tokens\n"
