@@ -596,23 +596,3 @@ def test_the_options_of_the_document_exist() -> None:
     for _, *arguments in documented():
         scenario = command.make_context("search", arguments).params["scenario"]
         assert (ROOT / scenario).exists()
-
-
-@pytest.mark.slow
-def test_the_first_example_of_the_document_says_what_the_command_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(ROOT)
-    _, *arguments = documented()[0]
-    data = answer(*arguments, "--out", tmp_path / "o")
-    text = (ROOT / "docs/search.md").read_text(encoding="utf-8")
-    assert f"It took {data['runs']} runs of the {data['grid_runs']} of the grid" in text
-    for line in data["found"]:
-        value, beyond = line["value"], line["neighbour"]
-        cells = [
-            line["of"]["hardware.disk.bandwidth"].replace("MB", " MB").replace("GB", " GB"),
-            value["value"].replace("GiB", " GiB"), f"{value['mean']:.1f} ms",
-            beyond["value"].replace("GiB", " GiB"), f"{beyond['mean']:.1f} ms",
-            f"{line['tried']} of 21",
-        ]  # fmt: skip
-        assert f"| {' | '.join(cells)} |" in text
