@@ -35,6 +35,7 @@ from moesim.report.metrics import (
     caveats_sentence,
     costs,
     costs_sentence,
+    of_requests,
 )
 from moesim.report.names import policy_label
 from moesim.report.runs import MOST_IDLE, Run
@@ -269,7 +270,7 @@ class Comparison:
         """
         runs = self.runs
         text = (
-            f"{_spelt(run.text('requests') for run in runs)} requests a run, "
+            f"{of_requests(_spelt(run.text('requests') for run in runs))} a run, "
             f"{_arriving(runs)}"
             f"{_prompts(runs)}{self._placement()}"
             f"{_seeds(self.rows, intervals)}; "
@@ -283,11 +284,11 @@ class Comparison:
 
     def note(self) -> str:
         """Return the line inside every figure: requests and seeds of a point, and whose times."""
-        requests = _spelt(run.text("requests") for run in self.runs)
+        requests = of_requests(_spelt(run.text("requests") for run in self.runs))
         counts = _spelt(str(len(row.runs)) for row in self.rows)
         plural = "" if counts == "1" else "s"
         origin = _spelt(map(costs, self.runs))
-        return f"n = {requests} requests, {counts} seed{plural} a point; {origin}"
+        return f"n = {requests}, {counts} seed{plural} a point; {origin}"
 
     def _placement(self) -> str:
         """Return the placement policy, with a comma behind it; "" if rows name it, or for copy."""

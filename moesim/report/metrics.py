@@ -34,6 +34,7 @@ __all__ = [
     "costs_sentence",
     "error_bar",
     "number",
+    "of_requests",
     "run_caption",
     "run_note",
     "saved_text",
@@ -188,8 +189,13 @@ def run_caption(run: Run) -> str:
 
 def run_note(run: Run) -> str:
     """Return the line inside every figure of one run: how many requests, and whose times."""
-    requests = run.text("window_requests" if run.windowed else "requests")
-    return f"n = {requests} requests{' in the window' if run.windowed else ''}; {costs(run)}"
+    requests = of_requests(run.text("window_requests" if run.windowed else "requests"))
+    return f"n = {requests}{' in the window' if run.windowed else ''}; {costs(run)}"
+
+
+def of_requests(count: str) -> str:
+    """Return a count with its noun: "1 request", "16 requests"."""
+    return f"{count} request{'' if count == '1' else 's'}"
 
 
 def saved_text(run: Run) -> str:
@@ -208,8 +214,9 @@ def _setting(run: Run) -> str:
     host = f", host memory {run.host_memory}" if run.host_memory else ""
     arrivals = f", arrivals {run.arrivals}" if run.arrivals else ""
     engine = f", engine {run.engine}" if run.engine else ""
+    requests = of_requests(run.text("requests"))
     return (
-        f"{run.text('requests')} requests{arrivals}, seed {run.text('seed')}; trace {run.trace} "
+        f"{requests}{arrivals}, seed {run.text('seed')}; trace {run.trace} "
         f"costed as {run.text('model')} on {run.hardware}{engine}; "
         f"{policy_label(run.text('cache_policy'), run.cache_options)} "
         f"with {run.value('cache_slots') / run.value('num_layers'):.3g} of "

@@ -17,6 +17,7 @@ from moesim.config.spelling import spelled
 from moesim.report import Comparison, Run, compare_runs, load_run, write_comparison
 from moesim.report.chart import drawn
 from moesim.report.labels import labels
+from moesim.report.metrics import of_requests
 from moesim.report.panels import named
 from moesim.report.style import house_style
 from moesim.report.tables import tables
@@ -175,3 +176,11 @@ def test_a_trace_is_called_by_the_name_of_its_folder(tmp_path: Path) -> None:
 )
 def test_markdown_shows_a_text_as_it_is(text: str, shown: str) -> None:
     assert escaped(text) == shown
+
+
+def test_one_request_is_not_called_several() -> None:
+    assert [of_requests(count) for count in ("1", "16", "1 to 3")] == [
+        "1 request",
+        "16 requests",
+        "1 to 3 requests",
+    ]

@@ -12,7 +12,7 @@ from moesim.config.spelling import spelled
 from moesim.report.gate.judge import Check, Judgement
 from moesim.report.gate.paired import Change, Interval
 from moesim.report.marks import foresight_sentence, shared_sentence
-from moesim.report.metrics import costs_sentence, number
+from moesim.report.metrics import costs_sentence, number, of_requests
 from moesim.report.runs import Run
 from moesim.report.tabular import Table, escaped, markdown
 from moesim.results.metric_names import unit_of
@@ -217,8 +217,9 @@ def _found(check: Check) -> str:
 
 def _work(runs: Sequence[Run]) -> str:
     run, seeds = runs[0], ", ".join(str(run.seed) for run in runs)
+    requests = of_requests(run.text("requests"))
     return (
-        f"{run.text('requests')} requests a run, {'seeds' if len(runs) > 1 else 'seed'} {seeds}; "
+        f"{requests} a run, {'seeds' if len(runs) > 1 else 'seed'} {seeds}; "
         f"trace {run.trace} costed as {run.text('model')} on {run.hardware}"
     )
 
