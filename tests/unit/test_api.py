@@ -439,6 +439,8 @@ def test_a_capacity_that_is_named_twice_is_one_row() -> None:
         ({"model": ""}, "model must name a model"),
         ({"gpu": 4090}, "gpu must be a text, not 4090"),
         ({"ram": 32}, "ram must be a text, not 32"),
+        ({"formats": "Q4_K_M"}, "formats must list names of formats, like .* not 'Q4_K_M'"),
+        ({"formats": [4]}, "formats must list names of formats"),
     ],
 )
 def test_a_part_of_a_question_that_is_no_text_is_refused(wrong: Any, said: str) -> None:
