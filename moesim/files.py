@@ -6,6 +6,7 @@ has its final name is therefore whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -205,9 +206,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     with output_errors(path):
         if path.exists():  # a rename would replace a device, also behind a link like /dev/stdout
             check_regular(path.stat())
+        _refuse_an_open_file(path)
     with output_errors(path), _partial(path, wait=True) as folder:
         yield folder / path.name
         (folder / path.name).replace(path)
+
+
+def _refuse_an_open_file(path: Path) -> None:
+    """Raise `OSError` for a link like /dev/stdout: a rename would replace it for all processes."""
+    # The standard output may be a regular file, so the kind of the file does not tell.
+    if path.is_symlink() and path.readlink().is_relative_to("/proc"):
+        raise OSError(errno.EINVAL, "is a link to an open file; name a file of its own")
 
 
 def write_json(path: Path, value: Any) -> None:

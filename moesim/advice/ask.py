@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from moesim.advice.advice import Advice
@@ -51,6 +51,7 @@ def advise(
         model=model, gpu=gpu, cpu=cpu, ram=ram, pcie=pcie, vram=vram, gpu_bandwidth=gpu_bandwidth,
         gpu_tflops=gpu_tflops, goal=goal, engine=engine,
     )  # fmt: skip
+    _check_formats(formats)
     parts, card = Parts(gpu, cpu, ram, pcie), (vram, gpu_bandwidth, gpu_tflops)
     question = question_of(model, parts, card, str(context), goal, load, formats, engine)
     return advise_on(question, progress=progress, thorough=thorough)
@@ -63,6 +64,15 @@ def _check_texts(**arguments: object) -> None:
             raise UsageError(f"{name} must be a text, not {shown(value)}")
     if not arguments["model"]:
         raise UsageError("model must name a model, like 'olmoe-1b-7b', or the path of its config")
+
+
+def _check_formats(formats: Sequence[object]) -> None:
+    """Raise UsageError unless `formats` lists texts; a lone text would be read letter by letter."""
+    listed = isinstance(formats, Iterable) and not isinstance(formats, str)
+    if not listed or not all(isinstance(name, str) for name in formats):
+        raise UsageError(
+            f"formats must list names of formats, like ['Q4_K_M'], not {shown(formats)}"
+        )
 
 
 def question_of(

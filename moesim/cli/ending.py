@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -38,6 +40,7 @@ def run_to_its_end(command: Callable[[], object]) -> None:
     """
     stops = _noted_signals()
     sys.unraisablehook = _report_unless_an_interrupt
+    _discard_what_has_no_stream()
     _replace_what_cannot_be_shown()
     try:
         command()
@@ -70,6 +73,14 @@ def run_to_its_end(command: Callable[[], object]) -> None:
         # Python. With it, `python -m` ends by the signal and not with our exit code. Running other
         # compiled code clears the flag.
         exec("")
+
+
+def _discard_what_has_no_stream() -> None:
+    """Discard what is printed to a stream that the parent process closed (`>&-` in a shell)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays open
+            setattr(sys, name, stream)
 
 
 def _replace_what_cannot_be_shown() -> None:

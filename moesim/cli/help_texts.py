@@ -7,6 +7,7 @@ have plain names, like `logs.txt`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import getdoc
 from typing import Final
 
 import typer
@@ -131,6 +132,7 @@ def complete_help(app: typer.Typer) -> None:
     panel_of = {name: panel for panel, names in PANELS.items() for name in names}
     for path, command in _commands(app, ""):
         command.epilog = _epilog(EXAMPLES.get(path, ()))
+        command.help = _without_line_breaks(command.help or getdoc(command.callback) or "")
     for command in app.registered_commands:
         command.rich_help_panel = panel_of.get(_name(command), "Other")
     for group in app.registered_groups:
@@ -153,6 +155,11 @@ def _name(info: typer.models.CommandInfo | typer.models.TyperInfo) -> str:
 
 def _place(name: str, order: list[str]) -> int:
     return order.index(name) if name in order else len(order)
+
+
+def _without_line_breaks(text: str) -> str:
+    """Return paragraphs of one line each; typer would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _epilog(examples: tuple[str, ...]) -> str | None:

@@ -19,7 +19,7 @@ __all__ = ["Watching", "standing_line", "watching"]
 
 _READ_S: Final = 0.25
 _LINE_S: Final = 60.0
-_NO_TERMINAL: Final = "stderr is not a terminal: --watch prints a line a minute"
+_NO_TERMINAL: Final = "stderr is not a terminal that can be redrawn: --watch prints a line a minute"
 
 
 class Watching(NamedTuple):

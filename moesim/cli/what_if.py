@@ -29,13 +29,19 @@ def what_ifs_of(runs: Sequence[Run]) -> WhatIfs:
 
 
 def print_what_ifs(runs: Sequence[Run], *, as_json: bool) -> None:
-    """Simulate the what-ifs of one run, and print them. Raise UsageError for several runs."""
+    """Simulate the what-ifs of one run, and print them.
+
+    Raises:
+        UsageError: there are several runs, or the run cannot be simulated again.
+    """
     from moesim.report import what_ifs as text
     from moesim.report.marks import routing_sentence
     from moesim.report.metrics import run_caption
     from moesim.report.tabular import write_tables
 
     found, run = what_ifs_of(runs), runs[0]
+    if found.refused:
+        raise UsageError(f"{run.path}: {found.refused}")
     if as_json:
         echo_json({"run": str(run.path), "mark": routing_sentence(run), **text.as_json(found)})
         return

@@ -207,7 +207,7 @@ class _Copier:
             raise self.problem(path[:3], TOO_LARGE)
         if isinstance(value, Mapping):
             return self.mapping(value, path)
-        if isinstance(value, list):
+        if isinstance(value, list | tuple | range):
             return [self.value(item, (*path, place)) for place, item in enumerate(value)]
         if value is not None and not isinstance(value, str | int | float):
             raise self.problem(

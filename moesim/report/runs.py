@@ -366,6 +366,8 @@ def _refuse_unfinished(folder: Path) -> None:
             folder / MANIFEST,
             "is missing, so the run was interrupted or has not ended; run its scenario again",
         )
+    if inside := [run for run in _runs_inside(folder) if run != folder]:
+        raise UsageError(f"{folder}: holds {len(inside)} runs; name one of them, like {inside[0]}")
     raise UsageError(
         f"{folder}: is not a run directory (no {MANIFEST}); "
         "give one that `moesim run` or `moesim compare` made"

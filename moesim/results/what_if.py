@@ -38,9 +38,11 @@ class WhatIfs:
     """The what-ifs of one run, in a fixed order, beside the summary that they compare with.
 
     Attributes: `base`, the summary of the run; `answers`; `notes`, what a reader must know, for
-    example that the run was simulated again because moesim has changed since.
+    example that the run was simulated again because moesim has changed since; `refused`, why the
+    run cannot be simulated again at all, "" if it can.
     """
 
     base: Mapping[str, Any]
     answers: Sequence[WhatIf]
     notes: tuple[str, ...] = ()
+    refused: str = ""

@@ -151,7 +151,7 @@ def _of_value(name: object, value: Any) -> _Override:
     place = f"{OVERRIDE}{key}"
     if not all(key.split(".")):
         raise ScenarioError([f"{place}: write a dotted key and a value, as in {{'seed': 1}}"])
-    return _Override(key, place, plain_document({"value": value}, place).data["value"])
+    return _Override(key, place, plain_document({key: value}, place).data[key])
 
 
 def _of_text(text: str) -> _Override:

@@ -54,11 +54,9 @@ def what_ifs(run: Run, progress: Progress | None = None) -> WhatIfs:
         plan = prepare(load_scenario(run.path / SCENARIO, _quiet(run)))
         changed = _changed_inputs(run, plan)
     except (MoesimError, OSError) as error:
-        reason = f"the run cannot be simulated again: {first_line(error)}"
-        return WhatIfs(run.summary, [_unanswered(name, reason) for name in _TITLES])
+        return _refused(run, f"the run cannot be simulated again: {first_line(error)}")
     if "trace" in changed:
-        reason = f"the trace in {plan.scenario.trace_path} was changed after the run"
-        return WhatIfs(run.summary, [_unanswered(name, reason) for name in _TITLES])
+        return _refused(run, f"the trace in {plan.scenario.trace_path} was changed after the run")
     base, notes = run.summary, tuple[str, ...]()
     if changed:
         # Otherwise a change of moesim would count as an effect of the what-if.
@@ -90,6 +88,10 @@ def _quiet(run: Run) -> list[str]:
     metrics = run.scenario.get("metrics")
     asked = isinstance(metrics, dict) and metrics.get("without_prefetch")
     return [*_QUIET, *(["metrics.without_prefetch=false"] if asked else [])]
+
+
+def _refused(run: Run, reason: str) -> WhatIfs:
+    return WhatIfs(run.summary, [_unanswered(name, reason) for name in _TITLES], refused=reason)
 
 
 def _unanswered(name: WhatIfName, reason: str) -> WhatIf:

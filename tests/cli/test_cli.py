@@ -242,6 +242,22 @@ def test_output_that_finds_no_room_is_one_message() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes the stream")
+def test_a_closed_stream_is_no_error_and_changes_no_exit_code() -> None:
+    for line, code, text in (
+        ("list policies >&-", 0, ""),
+        ("list nothing 2>&-", 2, ""),
+        ("list nothing >&-", 2, "error: there is no list of 'nothing'"),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f"{shlex.join(MOESIM)} {line}"], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert done.stderr.startswith(text)
+        assert "Traceback" not in done.stderr
+
+
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     code = (
         "import os, signal; from moesim import cli; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"

@@ -26,6 +26,13 @@ def shown(*arguments: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
 
 
+def test_the_lines_of_a_help_text_are_as_wide_as_the_terminal() -> None:
+    """Typer keeps the line breaks of a docstring; in another width each would break a line."""
+    for name, command in COMMANDS.items():
+        paragraphs = command.help.split("\n\n")
+        assert not [text for text in paragraphs if "\n" in text], name
+
+
 def test_every_command_has_two_examples_of_its_own() -> None:
     assert set(EXAMPLES) == set(COMMANDS)
     for name, examples in EXAMPLES.items():

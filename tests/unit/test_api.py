@@ -236,6 +236,17 @@ def test_a_sweep_that_is_no_mapping_is_refused(scenario: dict[str, Any], wrong: 
         moesim.compare(scenario, sweep=wrong)
 
 
+def test_values_of_a_sweep_may_be_any_sequence_of_plain_values(scenario: dict[str, Any]) -> None:
+    sweep = {"seed": range(2), "cache.policy": ("lru", "fifo")}
+    loaded = moesim.load_scenario(scenario, {"sweep": sweep})
+    assert loaded.sweep == {"seed": [0, 1], "cache.policy": ["lru", "fifo"]}
+
+
+def test_a_value_of_another_kind_is_refused_with_its_key(scenario: dict[str, Any]) -> None:
+    with pytest.raises(ScenarioError, match=r"^override sweep: sweep\.seed: array.* must be text"):
+        moesim.load_scenario(scenario, {"sweep": {"seed": np.arange(2)}})
+
+
 @pytest.mark.parametrize("wrong", [0, "2", 1.5, None])
 def test_workers_are_a_whole_number(scenario: dict[str, Any], wrong: Any) -> None:
     with pytest.raises(UsageError, match="workers must be a whole number of at least 1"):
@@ -439,6 +450,8 @@ def test_a_capacity_that_is_named_twice_is_one_row() -> None:
         ({"model": ""}, "model must name a model"),
         ({"gpu": 4090}, "gpu must be a text, not 4090"),
         ({"ram": 32}, "ram must be a text, not 32"),
+        ({"formats": "Q4_K_M"}, "formats must list names of formats, like .* not 'Q4_K_M'"),
+        ({"formats": [4]}, "formats must list names of formats"),
     ],
 )
 def test_a_part_of_a_question_that_is_no_text_is_refused(wrong: Any, said: str) -> None:

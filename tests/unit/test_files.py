@@ -81,6 +81,18 @@ def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files have no path here")
+def test_a_link_to_an_open_file_is_not_replaced_even_where_the_file_is_regular(
+    tmp_path: Path,
+) -> None:
+    link = tmp_path / "stdout"
+    with (tmp_path / "out.txt").open("w") as out:
+        link.symlink_to(f"/proc/self/fd/{out.fileno()}")
+        with pytest.raises(OutputError, match="is a link to an open file"), whole_file(link):
+            pass
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize(
     ("method", "call"), [("mkdir", 1), ("rename", 1), ("rename", 2)], ids=lambda value: str(value)
 )

@@ -231,13 +231,29 @@ def test_a_printed_page_cuts_no_table_and_shows_no_control(driver: Any, one: Pat
           (each) => each.getClientRects().length > 0);
         const cut = [...document.querySelectorAll(".scroll")].filter(
           (each) => getComputedStyle(each).overflowX !== "visible");
-        return [shown("nav, .filter, .choices, details.data").length, cut.length,
+        return [shown("nav, .filter, details.data").length, cut.length,
                 shown("figure svg").length];
     """
     hidden, cut, plots = driver.execute_script(script)
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     assert (hidden, cut) == (0, 0)
     assert plots > 4
+
+
+def test_a_printed_page_says_what_its_reader_chose(driver: Any, sixty: Path) -> None:
+    open_page(driver, sixty)
+    driver.find_element("css selector", "input[type=search]").send_keys("LFU")
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    script = """
+        const shown = [...document.querySelectorAll(".filter, .choices")].filter(
+          (each) => each.getClientRects().length > 0);
+        return shown.map((each) => each.innerText.replace(/\\s+/g, " ").trim());
+    """
+    shown = driver.execute_script(script)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert shown[0] == "Show rows with 4 of 20 rows"
+    assert any("Setting" in each for each in shown[1:])
+    assert sum("Show rows" in each for each in shown) == 1
 
 
 def test_printing_unfolds_what_is_folded(driver: Any, one: Path) -> None:

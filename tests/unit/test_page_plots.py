@@ -168,6 +168,15 @@ def test_the_page_names_the_variant_that_the_tables_mark_as_best(comparison: Com
     assert told == "best TTFT p95: LRU in 2 of 2 settings"
 
 
+def test_no_variant_is_called_best_where_each_has_a_setting_of_its_own(tmp_path: Path) -> None:
+    paths = [
+        run_directory(tmp_path / policy, policy=policy, slots_per_layer=slots)
+        for policy, slots in (("lru", 2), ("fifo", 4))
+    ]
+    told = leaders(compare_runs([load_run(path) for path in paths]))
+    assert told == ["no setting has two variants, so none is called best"]
+
+
 def test_a_warning_of_some_runs_says_of_how_many(comparison: Comparison) -> None:
     warnings = comparison_page(comparison, "x").warnings
     assert [text[-13:] for text in warnings if "Costs are assumed" in text] == ["(3 of 6 runs)"]

@@ -108,6 +108,13 @@ def test_what_is_no_run_is_a_usage_error(tmp_path: Path) -> None:
             load_run(tmp_path / name)
 
 
+def test_a_comparison_in_place_of_one_run_is_refused_with_the_name_of_a_run(tmp_path: Path) -> None:
+    run = run_directory(tmp_path / "runs" / "a")
+    run_directory(tmp_path / "runs" / "b")
+    with pytest.raises(UsageError, match=f"holds 2 runs; name one of them, like {run}"):
+        load_run(tmp_path)
+
+
 def test_no_runs_at_all_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     for paths in ([], [tmp_path]):

@@ -148,6 +148,6 @@ def test_without_a_terminal_a_line_a_minute_says_how_the_run_stands(
         plan = plan_of(tiny_scenario(prefetch={"policy": "predicted"}), tiny_trace())
         result_of(plan, progress=show, watch=view.watch)
     note, *lines = capsys.readouterr().err.splitlines()
-    assert note == "stderr is not a terminal: --watch prints a line a minute"
+    assert note == "stderr is not a terminal that can be redrawn: --watch prints a line a minute"
     assert len(lines) == calls // 2 > 1
     assert all(" requests have ended, " in line for line in lines)

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from workloads import tiny_trace
 
 from moesim.cli import app
+from moesim.cli.what_if import print_what_ifs
+from moesim.errors import UsageError
 from moesim.report import load_run
 from moesim.report.runs import Run
 from moesim.report.what_ifs import sentences, what_if_table
@@ -138,11 +140,15 @@ def test_a_change_that_means_nothing_has_a_reason(
     assert reason in found.reason
 
 
-def test_a_trace_that_is_gone_or_changed_is_a_reason_and_no_error(home: Path, run: Run) -> None:
+def test_a_trace_that_is_gone_or_changed_is_a_reason_and_refused_by_the_command(
+    home: Path, run: Run
+) -> None:
     there, away = home / "trace", home / "away"
     there.rename(away)
     try:
         gone = what_ifs(run)
+        with pytest.raises(UsageError, match=f"{run.path}: the run cannot be simulated again: "):
+            print_what_ifs([run], as_json=False)
         tiny_trace(requests=5, prompt_tokens=4, output_tokens=5).save(there)
         changed = what_ifs(run)
     finally:
@@ -154,6 +160,7 @@ def test_a_trace_that_is_gone_or_changed_is_a_reason_and_no_error(home: Path, ru
     assert all("cannot be simulated again" in each.reason for each in gone.answers)
     assert all("was changed after the run" in each.reason for each in changed.answers)
     assert [each.name for each in gone.answers] == ["link", "slots", "prefetch", "cpu"]
+    assert not what_ifs(run).refused
 
 
 def test_another_version_of_the_code_simulates_the_run_again(run: Run) -> None:

@@ -100,6 +100,8 @@ def leaders(comparison: Comparison) -> list[str]:
     """Return for each metric which variant is best in how many settings, as the tables mark it."""
     if len(comparison.variants) < 2:
         return []
+    if all(len(comparison.within(setting)) == 1 for setting in comparison.settings):
+        return ["no setting has two variants, so none is called best"]
     speeds = {metric.key for metric in SPEEDS}
     printed = [means_table(setting, comparison.within(setting), comparison.headline)
                for setting in comparison.settings]  # fmt: skip
