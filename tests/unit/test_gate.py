@@ -21,7 +21,7 @@ from moesim.report import load_run
 from moesim.report.gate import judge, parse_threshold
 from moesim.report.gate.paired import change_of
 from moesim.report.gate.samples import RequestPairs, Sample
-from moesim.report.gate.text import tables
+from moesim.report.gate.text import sentences, tables
 from moesim.report.runs import Run
 from moesim.report.statistics import difference
 from moesim.results.metric_names import METRICS
@@ -316,6 +316,14 @@ def test_costs_of_two_kinds_and_other_code_are_warned_of(base: Run) -> None:
     warnings = judge([other], [plain], []).warnings
     assert any("two kinds (measured and assumed)" in warning for warning in warnings)
     assert any("version of moesim's code" in warning for warning in warnings)
+
+
+def test_requests_that_did_not_finish_are_warned_of(base: Run) -> None:
+    cut = Run(base.path, {**base.summary, "finished": 290}, base.manifest, base.scenario)
+    (warning,) = [text for text in sentences(judge([cut], [base], [])) if "finished" in text]
+    assert warning.startswith("WARNING: not all requests finished")
+    assert warning.endswith(f": 290 of 300 in {base.path}")
+    assert not [text for text in sentences(judge([base], [base], [])) if "WARNING" in text]
 
 
 def moesim(*arguments: object) -> Result:
