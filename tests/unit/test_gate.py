@@ -364,6 +364,16 @@ def test_costs_of_two_kinds_and_other_code_are_warned_of(base: Run) -> None:
     assert any("version of moesim's code" in warning for warning in warnings)
 
 
+def test_requests_that_did_not_finish_are_warned_of(base: Run) -> None:
+    from moesim.report.gate.text import sentences
+
+    cut = Run(base.path, {**base.summary, "finished": 290}, base.manifest, base.scenario)
+    (warning,) = [text for text in sentences(judge([cut], [base], [])) if "not all" in text]
+    assert warning.startswith("WARNING: not all requests finished")
+    assert warning.endswith(f": 290 of 300 in {base.path}")
+    assert not [text for text in sentences(judge([base], [base], [])) if "not all" in text]
+
+
 def moesim(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["report", *map(str, arguments)])
 

@@ -59,6 +59,7 @@ def sentences(judgement: Judgement) -> list[str]:
     found += [f"{_work(judgement.runs)}; {text}" for text in _costs(runs)]
     if judgement.baselines:
         found.append(_differing(judgement))
+    found += _unfinished(runs)
     found += [f"{_named(metrics)}: {basis}" for basis, metrics in _bases(judgement).items()]
     if limited := [check for check in judgement.checks if _own_interval(check)]:
         metrics = dict.fromkeys(check.threshold.metric for check in limited)
@@ -236,6 +237,15 @@ def _differing(judgement: Judgement) -> str:
         for key, (before, after) in judgement.differing.items()
     ]
     return f"differs from the baseline in {', '.join(texts)}"
+
+
+def _unfinished(runs: Sequence[Run]) -> list[str]:
+    """Return a warning of runs that left requests unfinished, which makes them look faster."""
+    counts = [(run, run.value("finished"), run.value("requests")) for run in runs]
+    texts = [f"{finished:.0f} of {requests:.0f} in {run.path}"
+             for run, finished, requests in counts if finished < requests]  # fmt: skip
+    said = "not all requests finished, and latencies leave out the others"
+    return [f"WARNING: {said}: {', '.join(texts)}"] if texts else []
 
 
 def _bases(judgement: Judgement) -> Mapping[str, list[str]]:
