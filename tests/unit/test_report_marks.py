@@ -119,7 +119,12 @@ def test_lines_against_a_number_are_marked_where_they_know_the_future(tmp_path: 
     marked = {"LRU", "MIN (misses) [knows the future]"}
     plot = swept_plots.lines(comparison)
     assert plot is not None
-    assert {row[plot.fields.index("line")] for row in plot.rows} == marked
+    line, number, at = map(plot.fields.index, ("line", "number", "at"))
+    assert {row[line] for row in plot.rows} == marked
+    # Each line is shifted alone, by little, so that no interval covers another.
+    shifts = {(row[line], round(row[at] - row[number], 9)) for row in plot.rows}
+    assert len(shifts) == len({shift for _, shift in shifts}) == 2
+    assert all(0 < abs(shift) < 0.05 for _, shift in shifts)
     with house_style():
         chart = metrics_against_number(comparison)
     assert chart is not None

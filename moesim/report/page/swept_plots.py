@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Final
+
 from moesim.report.comparison import Comparison, Row
 from moesim.report.lane_names import causes_of
 from moesim.report.page.charts import EDGE, colors, data, framed, gpu_parts, names
@@ -20,20 +23,22 @@ def lines(comparison: Comparison) -> Plot | None:
     if found is None:
         return None
     title, series = found
+    apart = _apart(series)
     rows = [
-        (metric.title, facet, line, number_, value.mean, value.low, value.high, metric.text(value))
+        (metric.title, facet, line, number_, value.mean, value.low, value.high, metric.text(value),
+         number_ + apart[line])
         for metric in comparison.headline
         for facet, line, points in series
         for number_, row in points
         for value in [row.estimate(metric)]
         if value.defined
-    ]
+    ]  # fmt: skip
     labels = list(dict.fromkeys(row[2] for row in rows))
     if not rows or len(labels) > MOST_COLORS:
         return None
     shapes = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
     base = alt.Chart(data()).encode(
-        alt.X("number:Q", title=title, axis=alt.Axis(tickMinStep=1, format="~g")),
+        alt.X("at:Q", title=title, axis=alt.Axis(tickMinStep=1, format="~g")),
         alt.Color("line:N", scale=colors(labels, variant_colors(labels))),
     )
     curve = base.mark_line(strokeWidth=2).encode(alt.Y("mean:Q", title="{metric}"))
@@ -50,13 +55,15 @@ def lines(comparison: Comparison) -> Plot | None:
         ],
     )
     bars = " Bars are 95 % t-intervals over the seeds." if comparison.has_intervals else ""
+    if len(apart) > 1:
+        bars += " Lines are shifted sideways so that they can be told apart."
     facets = list(dict.fromkeys(facet for _, facet, *_ in rows))
     return Plot(
         "plot-lines", f"Performance against {title}",
         f"Lines: a metric of each variant against {title}.",
         f"Means over the seeds.{bars} A line ends where the metric is undefined.",
         framed(alt.layer(curve, spread, points), 320),
-        ("metric", "facet", "line", "number", "mean", "low", "high", "text"), rows,
+        ("metric", "facet", "line", "number", "mean", "low", "high", "text", "at"), rows,
         {"line": "variant", "number": title, "text": "value"},
         (*choice("metric", "Metric", list(dict.fromkeys(row[0] for row in rows))),
          *choice("facet", "Setting", facets)),
@@ -65,6 +72,20 @@ def lines(comparison: Comparison) -> Plot | None:
 
 
 Series = list[tuple[str, str, list[tuple[float, Row]]]]
+_APART: Final = 0.006
+"""By which share of the axis neighbouring lines are shifted, so that no bar covers another."""
+_OF_GAP: Final = 0.5
+"""The share of the least distance of two numbers that all lines together may take."""
+
+
+def _apart(series: Series) -> dict[str, float]:
+    """Return by how much each line is shifted along the axis, around 0."""
+    labels = list(dict.fromkeys(line for _, line, _ in series))
+    numbers = sorted({number for *_, points in series for number, _ in points})
+    gap = min((after - before for before, after in pairwise(numbers)), default=0.0)
+    step = min(_APART * (numbers[-1] - numbers[0]), _OF_GAP * gap / len(labels))
+    middle = (len(labels) - 1) / 2
+    return {label: (place - middle) * step for place, label in enumerate(labels)}
 
 
 def _by_number(comparison: Comparison) -> tuple[str, Series] | None:
