@@ -17,7 +17,7 @@ from moesim.cli.page import page
 from moesim.cli.points import check_writable
 from moesim.cli.progress import progress
 from moesim.cli.what_if import print_what_ifs
-from moesim.errors import UsageError
+from moesim.errors import OutputError, UsageError
 from moesim.locks import exclusive
 
 if TYPE_CHECKING:
@@ -163,8 +163,12 @@ def _report_one(run: Run, out: Path | None, *, plots: bool, as_json: bool) -> No
 
     folder = out or run.path
     if plots:
-        with progress("figures"):
-            plots_for_run(run.path, folder / "plots")
+        try:
+            with progress("figures"):
+                plots_for_run(run.path, folder / "plots")
+        except OutputError as error:
+            hint = "--out names another folder, and --no-plots prints the tables alone"
+            raise OutputError(error.path, f"{error.reason}; {hint}") from error
     if as_json:
         echo_json({"out": str(folder), "summary": dict(run.summary)})
         return

@@ -210,6 +210,18 @@ def test_a_run_that_a_signal_ends_says_so_and_leaves_nothing_behind(
     assert not any(tmp_path.iterdir())
 
 
+def test_figures_that_cannot_be_written_are_refused_with_a_way_to_the_tables(
+    home: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert moesim("run", home / "x.yaml", "--out", run, "--no-plots").returncode == 0
+    (tmp_path / "file").touch()
+    done = moesim("report", run, "--out", tmp_path / "file/figures")
+    assert done.returncode == 1
+    assert done.stderr.endswith("and --no-plots prints the tables alone\n")
+    assert moesim("report", run, "--no-plots").returncode == 0
+
+
 def test_a_second_run_is_refused_by_name_and_a_killed_one_is_cleaned_up(
     home: Path, tmp_path: Path
 ) -> None:
