@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from held_out_accuracy import LEARNED, Accuracy, accuracy_of
-from prefetch_picture import predictor_chart
+from prefetch_picture import caption_of, predictor_chart
 from prefetch_places import DEEPSEEK, PLACES, TASK, TASKS, deepseek_trace, traces_of
 from prefetch_runs import Found, run_places
 from published_predictors import PREDICTORS, WITHOUT_FIGURE
@@ -35,7 +35,7 @@ from moesim.dial import Grid, Link
 from moesim.dial.break_even import steps_s
 from moesim.report.chart import save_charts, write_whole
 from moesim.report.statistics import Estimate
-from moesim.report.tabular import Table, markdown
+from moesim.report.tabular import Table, escaped, markdown
 from moesim.scenario import load_scenario
 
 SHARED: Final = Path(__file__).resolve().parents[2].parent / "shared"
@@ -109,7 +109,8 @@ def write(
         markdown(has(found)),
         markdown(saves(found)),
         f"No accuracy was found for {', '.join(WITHOUT_FIGURE)} in the sources at hand.",
-        "![Predictors and break-even lines](plots/predictors.png)",
+        "![Predictors and break-even lines](plots/predictors.png)\n\n"
+        f"*{escaped(caption_of(found))}*",
     ]
     if accuracies:
         parts += [markdown(held_out(accuracies)), TEMPLATES, markdown(random_or_real(found))]

@@ -17,7 +17,7 @@ from moesim.report.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["predictor_chart"]
+__all__ = ["caption_of", "predictor_chart"]
 
 _COLUMNS: Final = 3
 _PAYS, _LOSES, _OPEN = "#0072B2", "#D55E00", "#8C8C8C"
@@ -30,21 +30,30 @@ _LOOK: Final[dict[str, dict[str, Any]]] = {
 _LOWEST: Final = 25
 
 
+def caption_of(found: Sequence[Found]) -> str:
+    """Return what stands beside the picture."""
+    return (
+        "Break-even precision by recall, one layer ahead, one user, LRU: above the line prefetch "
+        "saves time (dotted: not resolved). Points: published accuracies, run as the dial of that "
+        "accuracy. Blue pays, orange loses, grey is not resolved (95 % over "
+        f"{len(found[0].plane.base)} seeds). [synthetic routing]: Mixtral's routing is drawn at "
+        "random with measured hit rates. Costs assumed (datasheets); engine ideal, or with 12.2 ms "
+        "of host time a layer (slow engine)."
+    )
+
+
 def predictor_chart(found: Sequence[Found], predictors: Sequence[Predictor]) -> Chart:
     """Return a panel for each place: its break-even line and the published predictors."""
     rows = -(-len(found) // _COLUMNS)
     chart = grid(
         "predictors",
         "Published predictors and break-even lines",
-        "Break-even precision by recall, one layer ahead, one user, LRU: above the line prefetch "
-        "saves time (dotted: not resolved). Points: published accuracies, run as the dial of that "
-        "accuracy. Blue pays, orange loses, grey is not resolved (95 % over "
-        f"{len(found[0].plane.base)} seeds). [synthetic routing]: Mixtral's routing is drawn at "
-        "random with measured hit rates. Costs assumed (datasheets); engine ideal, or with 12.2 ms "
-        "of host time a layer (slow engine).",
+        caption_of(found),
         ("place", "predictor", "recall_pct", "precision_pct", "saved_pct", "low_pct", "high_pct"),
         shape=(rows, _COLUMNS),
         height_in=2.0 * rows + 0.5,
+        note="blue: saves time; orange: costs time; grey: not resolved; simulated, costs assumed "
+        "(datasheet); published accuracies",
         sharex=True,
         sharey=True,
     )

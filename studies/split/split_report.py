@@ -23,6 +23,25 @@ FOREIGN: Final = (
     "Mixtral-8x7B. DeepSeek-V2-Lite: its own routing (deepseek-ai/ESFT, task law). LRU, no "
     "prefetch. Simulated; costs assumed (datasheets)."
 )
+SIMULATED: Final = "Mixtral: FOREIGN SIZES; simulated; costs assumed (datasheet)"
+"""What stays in the pictures of simulated times."""
+THROUGHPUT_CAPTION: Final = (
+    "Throughput relative to the best division of the same setting, over the share of the free "
+    "memory that KV blocks get (expert slots have the rest); a panel for each context, a line "
+    "for each number of clients. Lines end where more KV blocks would be of no use, or the "
+    "longest request would not fit. Hollow: memory.kv: auto. Bars: 95 % intervals of the ratio "
+    f"over orders of the requests. {FOREIGN}"
+)
+BEST_CAPTION: Final = (
+    "Best share of KV blocks over the context, for each number of clients. Bars: divisions "
+    f"whose mean throughput is within 2 % of the best. Hollow: memory.kv: auto. {FOREIGN}"
+)
+LAYERS_CAPTION: Final = (
+    "Hits of slots divided by demand less those of the uniform split, learnt on the first half "
+    "of each trace and replayed on the second, one token a step; need: what demand counts. "
+    "Mean and range over four tasks, DeepSeek-V2-Lite's own routing (deepseek-ai/ESFT), 26 "
+    "layers of 64 experts, top-6; no times."
+)
 Setting = Mapping[str, Any]
 
 
@@ -72,14 +91,15 @@ def write_report(
         f"n = {len(settings[0]['rows'][0]['seeds'])} orders of the requests. *As good*: the range "
         "of divisions around the best with a mean within 2 % of it. *Auto*: `memory.kv: auto` with "
         "`cache.slots: rest`, the default.",
-        "![throughput](plots/split_throughput.png)\n\n![best shares](plots/split_best.png)",
+        f"![throughput](plots/split_throughput.png)\n\n*{THROUGHPUT_CAPTION}*",
+        f"![best shares](plots/split_best.png)\n\n*{BEST_CAPTION}*",
         *(markdown(each) for each in division_tables(settings)),
         "## Over the layers",
         "Splits learn from the first half of a trace and are used on the second. Replayed: hits of "
         "LRU and of the most popular experts (static), one token a step, DeepSeek-V2-Lite's own "
         "routing of four tasks; differences to the uniform split in percentage points, mean and "
         "range over the tasks.",
-        "![splits over layers](plots/split_layers.png)",
+        f"![splits over layers](plots/split_layers.png)\n\n*{LAYERS_CAPTION}*",
         markdown(replayed_table(replayed)),
         "Simulated: one user, 8 requests of `traces/deep` with the sizes of Mixtral-8x7B on an RTX "
         "4090 (FOREIGN SIZES), means and 95 % intervals of differences to the uniform split, "
@@ -262,14 +282,11 @@ def throughput_chart(settings: Sequence[Setting]) -> Chart:
     chart = grid(
         "split_throughput",
         "Throughput of divisions of GPU memory",
-        "Throughput relative to the best division of the same setting, over the share of the free "
-        "memory that KV blocks get (expert slots have the rest); a panel for each context, a line "
-        "for each number of clients. Lines end where more KV blocks would be of no use, or the "
-        "longest request would not fit. Hollow: memory.kv: auto. Bars: 95 % intervals of the ratio "
-        f"over orders of the requests. {FOREIGN}",
+        THROUGHPUT_CAPTION,
         ("case", "context", "clients", "kv_share", "slots", "relative", "half"),
         shape=(len(cases), len(contexts)),
         height_in=2.3 * len(cases) + 0.5,
+        note=f"hollow: memory.kv: auto; {SIMULATED}",
         sharey=True,
     )
     for each in settings:
@@ -311,11 +328,11 @@ def best_chart(settings: Sequence[Setting]) -> Chart:
     chart = grid(
         "split_best",
         "Best share of KV blocks",
-        "Best share of KV blocks over the context, for each number of clients. Bars: divisions "
-        f"whose mean throughput is within 2 % of the best. Hollow: memory.kv: auto. {FOREIGN}",
+        BEST_CAPTION,
         ("case", "context", "clients", "best_pct", "flat_from_pct", "flat_to_pct", "auto_pct"),
         shape=(1, len(cases)),
         height_in=2.8,
+        note=f"bars: within 2 % of the best; hollow: memory.kv: auto; {SIMULATED}",
         sharey=True,
     )
     for axes, case in zip(chart.axes[0], cases, strict=True):
@@ -357,14 +374,12 @@ def layers_chart(replayed: Sequence[Mapping[str, Any]]) -> Chart:
     chart = grid(
         "split_layers",
         "Slots by demand against as many for each layer",
-        "Hits of slots divided by demand less those of the uniform split, learnt on the first half "
-        "of each trace and replayed on the second, one token a step; need: what demand counts. "
-        "Mean and range over four tasks, DeepSeek-V2-Lite's own routing (deepseek-ai/ESFT), 26 "
-        "layers of 64 experts, top-6; no times.",
+        LAYERS_CAPTION,
         ("policy", "split", "slots", "mean", "low", "high"),
         shape=(1, 2),
         height_in=2.6,
         sharey=True,
+        note="DeepSeek-V2-Lite's routing; mean and range over four tasks; no times",
     )
     for axes, (policy, title) in zip(
         chart.axes[0], {"lru": "LRU", "static": "static (most popular)"}.items(), strict=True
