@@ -16,7 +16,12 @@ from typer.testing import CliRunner
 
 from moesim.cli import app
 from moesim.errors import UsageError
-from moesim.report.locality import by_domain, locality_table, temporal_distance
+from moesim.report.locality import (
+    by_domain,
+    locality_records,
+    locality_table,
+    temporal_distance,
+)
 from moesim.report.style import house_style
 from moesim.trace import Trace
 from moesim.trace.locality import Locality, distances, follows, locality, pooled
@@ -182,6 +187,16 @@ def test_a_domain_without_pairs_is_undefined_and_leaves_the_mean_alone() -> None
     assert math.isnan(y.same_top)
     assert pooled([x, y]).same_top == x.same_top
     assert math.isnan(pooled([y]).overlap)
+
+
+def test_records_of_domains_have_their_own_distances_and_all_together_has_none() -> None:
+    # x uses expert 0 again after 2 tokens, y after 1.
+    trace = top_1([0, 1, 0], [2, 2], domain=["x", "y"])
+    x, y, every = locality_records(locality(trace), distances(trace))["by_domain"]
+    assert [record["domain"] for record in (x, y, every)] == ["x", "y", None]
+    assert (x["median_distance_tokens"], y["median_distance_tokens"]) == (2, 1)
+    assert (x["first_uses"], y["first_uses"]) == (pytest.approx(2 / 3), 0.5)
+    assert "first_uses" not in every
 
 
 def test_bad_input_is_refused() -> None:
